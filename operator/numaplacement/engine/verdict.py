@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is asked of the engine and what it answers, as plain data."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Protocol
+
+from .reasons import Reason
+
+
+class PageClass(enum.StrEnum):
+    """What kind of page memory is made of."""
+
+    ANON = "Anon"
+    ANON_HUGE = "AnonHuge"
+    SHMEM = "Shmem"
+    FILE = "File"
+    HUGETLB = "Hugetlb"
+
+
+class Outcome(enum.StrEnum):
+    """How a run ended."""
+
+    PLACED = "Placed"
+    RESIDUE = "Residue"
+    REFUSED = "Refused"
+    PLANNED = "Planned"
+    CANCELLED = "Cancelled"
+    DEADLINE = "DeadlineExceeded"
+    PROCESS_GONE = "ProcessGone"
+
+
+class Stage(enum.StrEnum):
+    """What a run is doing."""
+
+    SURVEY = "Survey"
+    THREADS = "Threads"
+    MOVE = "Move"
+    VERIFY = "Verify"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """Move the memory of one process to one NUMA node.
+
+    `call_latency` is the 99th percentile of one kernel call to aim at, in seconds; `bandwidth` the most bytes per
+    second, or None for no
+    limit; `deadline` the most seconds from the start. Residue of at most `tolerance_bytes` plus `tolerance_share` of
+    what is asked still
+    counts as placed.
+    """
+
+    target: int
+    follow_threads: bool = True
+    dry_run: bool = False
+    call_latency: float = 0.020
+    bandwidth: int | None = None
+    deadline: float = 600.0
+    tolerance_bytes: int = 0
+    tolerance_share: float = 0.0
+
+
+@dataclass(frozen=True, order=True)
+class ClassBytes:
+    """Bytes of one page class on one NUMA node."""
+
+    numa_node: int
+    page_class: PageClass
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResidueRow:
+    """Memory that is not on target, why, and what can be done. `evidence` says what was seen, not what is guessed."""
+
+    reason: Reason
+    numa_node: int
+    bytes: int
+    permanent: bool
+    evidence: str
+    remedy: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThreadOutcome:
+    """What became of the process's threads; `cpus` are those the followers were given."""
+
+    followed: int = 0
+    left: int = 0
+    cpus: frozenset[int] = frozenset()
+    message: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CallTimes:
+    """Durations of the kernel calls that moved memory, in seconds."""
+
+    count: int = 0
+    p50: float = 0.0
+    p99: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What was done and what the kernel says afterwards.
+
+    The sums close: bytes of `before` - `freed` + `grown` = bytes of `after`, and the bytes of `after` that are not on
+    target are those of
+    `residue`. `asked` is `after` without page cache that other processes map too (`Reason.SHARED_FILE`): those pages
+    belong to
+    nobody in particular, are left alone, stand in `residue` and do not count against the tolerance.
+    """
+
+    outcome: Outcome
+    message: str
+    before: tuple[ClassBytes, ...] = ()
+    after: tuple[ClassBytes, ...] = ()
+    asked: int = 0
+    on_target: int = 0
+    moved: int = 0
+    freed: int = 0
+    grown: int = 0
+    split: int = 0
+    residue: tuple[ResidueRow, ...] = ()
+    threads: ThreadOutcome = ThreadOutcome()
+    calls: CallTimes = CallTimes()
+    seconds: float = 0.0
+    move_seconds: float = 0.0
+    passes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a run is."""
+
+    stage: Stage
+    pass_number: int = 0
+    bytes_done: int = 0
+    bytes_total: int = 0
+    bytes_per_second: int = 0
+
+
+class Watcher(Protocol):
+    """Whoever follows a run; both are called between two kernel calls, from the run's own thread."""
+
+    def progressed(self, progress: Progress, /) -> None:
+        """Take note of how far the run is."""
+
+    def cancelled(self) -> bool:
+        """Say whether the run is to end before the next kernel call."""

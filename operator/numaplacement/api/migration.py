@@ -199,7 +199,7 @@ _ATOMIC_ROWS = {"x-kubernetes-list-type": "atomic", "maxItems": 8192}
 class NumaMigrationStatus(ObservedModel):
     """What the agent did and saw.
 
-    The sums close: before - freed + grown = after, and every byte of after that is not on target is in one row of residue.
+    The sums close: before - freed + grown = after; every byte of after that is not on target is in one row of residue.
     """
 
     observed_generation: Annotated[int, pydantic.Field(json_schema_extra={"format": "int64"})] = -1

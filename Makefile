@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+# `make demo` and `make test` set up all they need; the rest is for whoever changes something.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON := .venv/bin/python
+PYTEST := $(PYTHON) -m pytest
+GUEST  := $(PYTHON) -m tests.rig.guest
+
+.PHONY: help
+help: ## Show what there is to make.
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk 'BEGIN {FS = ":.*## "} {printf "  %-14s %s\n", $$1, $$2}'
+
+.PHONY: setup
+setup: ## Install distribution packages, the virtual environment and what the demo needs of the Go tools.
+	@tests/rig/setup.sh
+
+.PHONY: demo
+demo: setup ## Move the memory of a running VM on an emulated host with four NUMA nodes, and show it.
+	@$(PYTHON) -m tests.rig.gotools etcd kube-apiserver kubectl kubevirt-crds
+	@$(PYTHON) -m tests.rig.demo
+
+.PHONY: test
+test: lint test-unit test-cluster test-kernel test-e2e ## Run every test.
+	@echo "every stage of the tests passed"
+
+.PHONY: lint
+lint: setup ## Check style, types and layers.
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m mypy
+	.venv/bin/lint-imports
+
+.PHONY: test-unit
+test-unit: setup ## Decisions, without a kernel or a cluster.
+	$(PYTEST) tests/unit
+
+.PHONY: test-cluster
+test-cluster: setup ## Schema, rights, controller and agent against a real etcd and kube-apiserver.
+	@$(PYTHON) -m tests.rig.gotools etcd kube-apiserver kube-controller-manager kubectl kubevirt-crds helm
+	$(PYTEST) tests/cluster
+
+.PHONY: test-kernel
+test-kernel: setup ## Engine against a real kernel with four NUMA nodes and real VMs.
+	$(GUEST) --timeout 900 -- $(PYTEST) tests/kernel
+
+.PHONY: test-e2e
+test-e2e: setup ## The whole way: real cluster, real host, real VM.
+	@$(PYTHON) -m tests.rig.gotools etcd kube-apiserver kube-controller-manager kubectl kubevirt-crds
+	$(PYTEST) tests/e2e
+
+.PHONY: crds
+crds: ## Write the custom resource definitions anew from the models.
+	$(PYTHON) -m numaplacement.api.crds crds charts/numaplacement/templates
+
+.PHONY: format
+format: ## Put the code into its form.
+	$(PYTHON) -m ruff format .
+	$(PYTHON) -m ruff check --fix .
+
+.PHONY: lock
+lock: ## Resolve the dependencies anew and pin them by hash (needs uv).
+	uv pip compile -q --generate-hashes --python-version 3.11 --no-header --no-emit-index-url operator/requirements.in -o operator/requirements.txt
+	uv pip compile -q --generate-hashes --python-version 3.11 --no-header --no-emit-index-url tests/requirements.in -o tests/requirements.txt

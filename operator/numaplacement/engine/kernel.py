@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The thin shell over Linux: system calls, and files below /proc and /sys. Decides nothing."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import select
+import time
+from collections.abc import Collection
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+MPOL_MF_MOVE = 1 << 1
+"""Move pages that only this process maps (linux/mempolicy.h)."""
+MPOL_MF_MOVE_ALL = 1 << 2
+"""Move pages that other processes map too; needs CAP_SYS_NICE (linux/mempolicy.h)."""
+UNWRITTEN = -9999
+"""Status no kernel writes, put in beforehand: what still reads so afterwards was not reached."""
+
+_MOVE_PAGES_NUMBER = {"x86_64": 279, "aarch64": 239}
+
+
+class Kernel:
+    """One host's kernel, as seen from below the two roots given; the files of tests lie elsewhere."""
+
+    def __init__(self, *, proc: Path = Path("/proc"), sys: Path = Path("/sys")) -> None:
+        self.proc = proc
+        self.sys = sys
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        self._libc.syscall.restype = ctypes.c_long
+        number = _MOVE_PAGES_NUMBER.get(platform.machine())
+        self._move_pages_number = number if number is not None else -1
+
+    def read(self, path: Path) -> str:
+        """Return the text of a small file; raises OSError."""
+        return path.read_text(encoding="utf-8", errors="replace")
+
+    def process(self, pid: int, name: str) -> Path:
+        """Return the path of one of the process's files."""
+        return self.proc / str(pid) / name
+
+    def move_pages(self, pid: int, addresses: NDArray[np.uint64], *, numa_node: int, flags: int) -> MoveResult:
+        """Move pages to a NUMA node with move_pages(2); `addresses` uint64[n], one for each folio.
+
+        The lock of the interpreter is free while the call runs. An error of the call is in the result, not raised.
+        """
+        nodes = np.full(addresses.size, numa_node, dtype=np.int32)
+        return self._move_pages(pid, addresses, nodes=nodes, flags=flags)
+
+    def locate_pages(self, pid: int, addresses: NDArray[np.uint64]) -> MoveResult:
+        """Ask on which NUMA node pages are (move_pages(2) without nodes); `addresses` uint64[n]."""
+        return self._move_pages(pid, addresses, nodes=None, flags=0)
+
+    def _move_pages(
+        self, pid: int, addresses: NDArray[np.uint64], *, nodes: NDArray[np.int32] | None, flags: int
+    ) -> MoveResult:
+        pages = np.ascontiguousarray(addresses, dtype=np.uint64)
+        status = np.full(pages.size, UNWRITTEN, dtype=np.int32)
+        ctypes.set_errno(0)
+        returned = self._libc.syscall(
+            ctypes.c_long(self._move_pages_number),
+            ctypes.c_int(pid),
+            ctypes.c_ulong(pages.size),
+            ctypes.c_void_p(pages.ctypes.data),
+            ctypes.c_void_p(None if nodes is None else nodes.ctypes.data),
+            ctypes.c_void_p(status.ctypes.data),
+            ctypes.c_int(flags),
+        )
+        if returned < 0:
+            return MoveResult(errno=ctypes.get_errno(), not_moved=0, status=status)
+        return MoveResult(errno=0, not_moved=int(returned), status=status)
+
+    def own_page(self) -> NDArray[np.uint64]:
+        """Return the address, uint64[1], of a page of this process that is present."""
+        status = np.ones(1, dtype=np.int64)
+        self._kept = status
+        return np.array([status.ctypes.data], dtype=np.uint64)
+
+    def open_pidfd(self, pid: int) -> int:
+        """Return a pidfd (pidfd_open(2)); raises ProcessLookupError when there is no such process."""
+        return os.pidfd_open(pid)
+
+    def has_ended(self, pidfd: int) -> bool:
+        """Say whether the process behind a pidfd has terminated: it polls readable then (pidfd_open(2))."""
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def set_affinity(self, thread_id: int, cpus: Collection[int]) -> None:
+        """Let one thread run on these CPUs only (sched_setaffinity(2)); raises OSError."""
+        os.sched_setaffinity(thread_id, cpus)
+
+    def sleep(self, seconds: float) -> None:
+        """Wait."""
+        time.sleep(seconds)
+
+
+class MoveResult:
+    """What one move_pages(2) came to.
+
+    `errno` is 0 when the call returned; `not_moved` is what it returned then, the pages that failed in the copy phase
+    and those after them; `status` int32[n] holds a NUMA node, a negative errno or UNWRITTEN for each page.
+    """
+
+    __slots__ = ("errno", "not_moved", "status")
+
+    def __init__(self, *, errno: int, not_moved: int, status: NDArray[np.int32]) -> None:
+        self.errno = errno
+        self.not_moved = not_moved
+        self.status = status

@@ -137,6 +137,10 @@ class ClassBytes(ObservedModel):
     """Bytes of that kind there."""
 
 
+UNCOUNTED = "SharedFile"
+"""Reason of a residue row that is no fault: page cache that other processes map too, which `asked` does not contain."""
+
+
 class Residue(ObservedModel):
     """Memory that is not on target, and why. Every byte off target is in exactly one row."""
 

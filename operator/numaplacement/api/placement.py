@@ -196,6 +196,7 @@ class VmState(enum.StrEnum):
     PLANNED = "Planned"
     RESIDUE = "Residue"
     REFUSED = "Refused"
+    FAILED = "Failed"
 
 
 def by_numa_node(description: str) -> Any:  # noqa: ANN401 - pydantic's Field() is typed so
@@ -216,7 +217,7 @@ class VmStatus(ObservedModel):
     name: Name
     """Name of the VirtualMachineInstance."""
     state: VmState
-    """Placed, Moving, Waiting, Planned, Residue or Refused."""
+    """Placed, Moving, Waiting, Planned, Residue, Refused or Failed."""
     reason: Annotated[str, pydantic.Field(max_length=128)] = ""
     """One word for programs that says why it is in that state."""
     message: Annotated[str, pydantic.Field(max_length=1024)] = ""
@@ -259,6 +260,8 @@ class Summary(ObservedModel):
     """VMs of which more than the tolerance stayed behind."""
     refused: Annotated[int, pydantic.Field(ge=0, json_schema_extra={"format": "int32"})] = 0
     """VMs that were not touched, for a reason given in their row."""
+    failed: Annotated[int, pydantic.Field(ge=0, json_schema_extra={"format": "int32"})] = 0
+    """VMs whose order came to no verdict, because the VM went away or the agent met a fault."""
     bytes_asked: Bytes = 0
     """Bytes asked to be on their target, of all VMs together."""
     bytes_on_target: Bytes = 0

@@ -23,6 +23,8 @@ PLACEMENT_LABEL = f"{GROUP}/placement-uid"
 """On an order: UID of the placement it belongs to."""
 VM_LABEL = f"{GROUP}/vm-uid"
 """On an order: UID of the VirtualMachineInstance it is about."""
+GENERATION_LABEL = f"{GROUP}/placement-generation"
+"""On an order: metadata.generation of the placement it was made from, which tells orders of one second apart."""
 
 
 @dataclass(frozen=True)

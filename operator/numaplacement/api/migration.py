@@ -137,8 +137,11 @@ class ClassBytes(ObservedModel):
     """Bytes of that kind there."""
 
 
-UNCOUNTED = "SharedFile"
+UNCOUNTED = "shared-file"
 """Reason of a residue row that is no fault: page cache that other processes map too, which `asked` does not contain."""
+
+WOULD_MOVE = "Planned"
+"""Reason of a residue row of a dry run: memory that would be moved. What stands under other reasons would stay."""
 
 
 class Residue(ObservedModel):

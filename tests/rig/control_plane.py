@@ -37,6 +37,7 @@ ISSUER = "https://kubernetes.default.svc.cluster.local"
 # Without kubelets nobody renews the hosts' leases: these two would call each host dead and empty it.
 CONTROLLERS_OFF = ("node-lifecycle-controller", "taint-eviction-controller")
 START_SECONDS = 90
+VMI = "virtualmachineinstances.kubevirt.io"
 CRDS = Path(__file__).parent.parent.parent / "crds"
 
 
@@ -56,6 +57,7 @@ class ControlPlane:
         """Seconds from start to ready, of the first start."""
         self._children = Children()
         self._running: dict[str, Child] = {}
+        self._custom_kinds: list[str] = []
         self._authority = CertificateAuthority.create("numaplacement-test-ca")
         self._kubectl = tool_path("kubectl")
 
@@ -244,7 +246,9 @@ class ControlPlane:
 
         try:
             wait_until(ready, what=f"{name} ready", timeout=START_SECONDS)
-        except (ChildError, DeadlineError) as error:
+        except ChildError as error:
+            raise ControlPlaneError(str(error)) from error
+        except DeadlineError as error:
             tail = self._running[name].log_tail()
             raise ControlPlaneError(f"{error}\n{path} said: {last}\nthe end of {self.log(name)}:\n{tail}") from error
 
@@ -357,11 +361,10 @@ class ControlPlane:
         else:
             self.kubectl(*words, "-f", "-", input=_manifest(source), kubeconfig=kubeconfig)
 
-    def create(self, source: str | Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Create objects or YAML text and return what the server made of them."""
-        answer: dict[str, Any] = json.loads(
-            self.kubectl("create", "-f", "-", "-o", "json", input=_manifest(source)).stdout
-        )
+    def create(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
+        """Create one object and return what the server made of it."""
+        created = self.kubectl("create", "-f", "-", "-o", "json", input=json.dumps(wanted)).stdout
+        answer: dict[str, Any] = json.loads(created)
         return answer
 
     def install_crds(self) -> None:
@@ -373,6 +376,8 @@ class ControlPlane:
         ]
         names = [name for group in created for name in group]
         self.kubectl("wait", "--for=condition=Established", "--timeout=60s", *names)
+        crds = self.get("customresourcedefinitions")["items"]
+        self._custom_kinds = [crd["metadata"]["name"] for crd in crds if crd["spec"]["scope"] == "Namespaced"]
 
     def create_namespace(self, name: str) -> None:
         """Create a namespace in which pods can be created at once.
@@ -387,18 +392,17 @@ class ControlPlane:
             self.kubectl("create", "serviceaccount", "default", "--namespace", name)
 
     def delete_namespace(self, name: str) -> None:
-        """Delete a namespace with all that is in it and, if the controller-manager runs, wait until it is gone.
+        """Delete a namespace; its pods and custom objects are gone on return, the controller-manager removes the rest.
 
         Pods go at once: no kubelet is there to confirm their end. VMIs lose the finalizer that virt-controller, which
         is not there either, would take away.
         """
-        self.kubectl("delete", "pods", "--all", "-n", name, "--force", "--grace-period=0", "--wait=false")
-        kinds = self.kubectl("api-resources", "--api-group=kubevirt.io", "-o", "name").stdout.split()
-        if any(kind.startswith("virtualmachineinstances.") for kind in kinds):
-            for vmi in self.kubectl("get", "vmi", "-n", name, "-o", "name").stdout.split():
+        if VMI in self._custom_kinds:
+            for vmi in self.kubectl("get", VMI, "-n", name, "-o", "name").stdout.split():
                 self.kubectl("patch", vmi, "-n", name, "--type=merge", "-p", '{"metadata":{"finalizers":null}}')
-        running = "kube-controller-manager" in self._running
-        self.kubectl("delete", "namespace", name, f"--wait={str(running).lower()}", "--timeout=60s")
+        kinds = ",".join(["pods", *self._custom_kinds])
+        self.kubectl("delete", kinds, "--all", "-n", name, "--force", "--grace-period=0")
+        self.kubectl("delete", "namespace", name, "--wait=false")
 
     def _wait_for_service_account(self, namespace: str) -> None:
         wait_until(

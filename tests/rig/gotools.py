@@ -27,6 +27,7 @@ from tests.rig.gotoolchain import Go, ToolError, cache_folder, find_go, install_
 MODULE = Path(__file__).parent.parent / "tools"
 KUBERNETES = "k8s.io/kubernetes"
 ETCD = "go.etcd.io/etcd/server/v3"
+HELM = "helm.sh/helm/v4"
 KUBEVIRT_CRDS = "kubevirt-crds"
 # -mod=readonly: a build never edits go.mod. -buildvcs=false: the same bytes from any state of the checkout.
 GO_ENVIRONMENT = {
@@ -42,6 +43,8 @@ class Tool:
     name: str
     package: str
     module: str
+    folder: Path = MODULE
+    """Where the go.mod is that says which version of everything goes in."""
 
 
 TOOLS = {
@@ -52,6 +55,7 @@ TOOLS = {
         Tool("kubectl", f"{KUBERNETES}/cmd/kubectl", KUBERNETES),
         Tool("kube-controller-manager", f"{KUBERNETES}/cmd/kube-controller-manager", KUBERNETES),
         Tool("kube-scheduler", f"{KUBERNETES}/cmd/kube-scheduler", KUBERNETES),
+        Tool("helm", f"{HELM}/cmd/helm", HELM, folder=MODULE / "helm"),
     )
 }
 
@@ -64,12 +68,23 @@ class Source(enum.Enum):
     BUILD = "build"
 
 
+def requires(go_mod: str, module: str) -> bool:
+    """Tell whether a go.mod requires a module, directly or not."""
+    return _requirement(go_mod, module) is not None
+
+
 def required_version(go_mod: str, module: str) -> str:
     """Return the version a go.mod requires of a module, such as "v1.37.2"."""
-    found = re.search(rf"^(?:require\s+|\s+){re.escape(module)} (v\S+)", go_mod, re.MULTILINE)
+    found = _requirement(go_mod, module)
     if found is None:
         raise ToolError(f"the go.mod does not require {module}")
-    return found.group(1)
+    return found
+
+
+def _requirement(go_mod: str, module: str) -> str | None:
+    # Lines of a replace block name a module without a version: "k8s.io/api => k8s.io/api v0.37.2".
+    found = re.search(rf"^(?:require\s+|\s+){re.escape(module)} (v\S+)", go_mod, re.MULTILINE)
+    return found.group(1) if found else None
 
 
 def same_minor(answer: str, *, wanted: str) -> bool:
@@ -87,11 +102,17 @@ def choose(*, assets_answer: str | None, wanted: str, cached: bool) -> Source:
     return Source.CACHE if cached else Source.BUILD
 
 
-def linker_flags(kubernetes: str) -> str:
-    """Return the linker flags; without the version in them every component says v0.0.0-master."""
-    major, minor = version_tuple(kubernetes)[:2]
-    variable = "k8s.io/component-base/version"
-    return f"-s -w -X {variable}.gitVersion={kubernetes} -X {variable}.gitMajor={major} -X {variable}.gitMinor={minor}"
+def linker_flags(go_mod: str) -> str:
+    """Return the linker flags for the programs of a go.mod; without the version in them they say v0.0.0-master."""
+    flags = "-s -w"
+    if requires(go_mod, KUBERNETES):
+        version = required_version(go_mod, KUBERNETES)
+        major, minor = version_tuple(version)[:2]
+        variables = {"gitVersion": version, "gitMajor": str(major), "gitMinor": str(minor)}
+        flags += "".join(f" -X k8s.io/component-base/version.{name}={value}" for name, value in variables.items())
+    if requires(go_mod, HELM):
+        flags += f" -X {HELM}/internal/version.version={required_version(go_mod, HELM)}"
+    return flags
 
 
 def fingerprint(*parts: bytes) -> str:
@@ -108,21 +129,21 @@ def tool_path(name: str) -> Path:
     tool = TOOLS.get(name)
     if tool is None:
         raise ToolError(f"no such tool: {name}; there are {', '.join([*TOOLS, KUBEVIRT_CRDS])}")
-    go_mod = (MODULE / "go.mod").read_text()
+    go_mod = (tool.folder / "go.mod").read_text()
     wanted = required_version(go_mod, tool.module)
     assets = os.environ.get("KUBEBUILDER_ASSETS")
     if assets and choose(assets_answer=_version(Path(assets) / name), wanted=wanted, cached=False) is Source.ASSETS:
         return Path(assets) / name
     go = find_go(wanted=wanted_go(go_mod))
-    flags = linker_flags(required_version(go_mod, KUBERNETES))
-    inputs = [go_mod, (MODULE / "go.sum").read_text(), flags, repr(sorted(GO_ENVIRONMENT.items())), go.version]
+    flags = linker_flags(go_mod)
+    inputs = [go_mod, (tool.folder / "go.sum").read_text(), flags, repr(sorted(GO_ENVIRONMENT.items())), go.version]
     folder = cache_folder() / "gotools" / fingerprint(*(text.encode() for text in inputs))
     binary = folder / "bin" / name
     if choose(assets_answer=None, wanted=wanted, cached=binary.exists()) is Source.BUILD:
         with _locked(folder / "lock"):
             if not binary.exists():
                 install_go(go)
-                _build(go, cwd=MODULE, package=tool.package, output=binary, flags=flags, title=f"{name} {wanted}")
+                _build(go, cwd=tool.folder, package=tool.package, output=binary, flags=flags, title=f"{name} {wanted}")
     return binary
 
 
@@ -151,8 +172,8 @@ def kubevirt_crds() -> Path:
 
 
 def _version(program: Path) -> str | None:
-    """Return what a program answers to `--version` (kubectl: `version --client`), None if it does not run."""
-    words = ["version", "--client"] if program.name == "kubectl" else ["--version"]
+    """Return what a program says its version is, None if it does not run."""
+    words = {"kubectl": ["version", "--client"], "helm": ["version"]}.get(program.name, ["--version"])
     try:
         answer = subprocess.run([program, *words], capture_output=True, text=True, timeout=30, check=True)
     except (OSError, subprocess.SubprocessError):

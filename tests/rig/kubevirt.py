@@ -80,7 +80,7 @@ def launcher_pod(vm: Vm, *, shape: Shape = "emulated", guest_mebibytes: int | No
     return found
 
 
-def start_vm(
+def schedule_vm(
     control_plane: ControlPlane,
     *,
     namespace: str,
@@ -90,7 +90,7 @@ def start_vm(
     guest_mebibytes: int | None = None,
     firmware_uuid: str | None = None,
 ) -> Vm:
-    """Bring a VM to phase Running on the API server, in the steps KubeVirt takes, and return it with its real UIDs."""
+    """Bring a VM so far that its pod runs and QEMU may start (phase Scheduled), and return it with its real UIDs."""
     vm = new_vm(namespace=namespace, name=name, host=host, firmware_uuid=firmware_uuid)
     running = vmi(vm, shape=shape, guest_mebibytes=guest_mebibytes)
     del running["metadata"]["labels"]
@@ -102,10 +102,40 @@ def start_vm(
     vm = dataclasses.replace(vm, pod_uid=created["metadata"]["uid"])
     status = {"status": pod["status"]}
     _patch(control_plane, "pod", vm.pod_name, namespace, status, "--subresource=status")
+    _patch(control_plane, "vmi", name, namespace, {"status": {"phase": "Scheduled"}})
+    return vm
 
+
+def run_vm(
+    control_plane: ControlPlane, vm: Vm, *, shape: Shape = "emulated", guest_mebibytes: int | None = None
+) -> None:
+    """Bring a scheduled VM to phase Running, as virt-handler does once QEMU runs."""
     running = vmi(vm, shape=shape, guest_mebibytes=guest_mebibytes)
     update = {"metadata": {"labels": running["metadata"]["labels"]}, "status": running["status"]}
-    _patch(control_plane, "vmi", name, namespace, update)
+    _patch(control_plane, "vmi", vm.vm, vm.namespace, update)
+
+
+def start_vm(
+    control_plane: ControlPlane,
+    *,
+    namespace: str,
+    name: str,
+    host: str,
+    shape: Shape = "emulated",
+    guest_mebibytes: int | None = None,
+    firmware_uuid: str | None = None,
+) -> Vm:
+    """Bring a VM to phase Running on the API server, in the steps KubeVirt takes, and return it with its real UIDs."""
+    vm = schedule_vm(
+        control_plane,
+        namespace=namespace,
+        name=name,
+        host=host,
+        shape=shape,
+        guest_mebibytes=guest_mebibytes,
+        firmware_uuid=firmware_uuid,
+    )
+    run_vm(control_plane, vm, shape=shape, guest_mebibytes=guest_mebibytes)
     return vm
 
 

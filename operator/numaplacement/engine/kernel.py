@@ -44,7 +44,7 @@ class Kernel:
         return self.proc / str(pid) / name
 
     def move_pages(self, pid: int, addresses: NDArray[np.uint64], *, numa_node: int, flags: int) -> MoveResult:
-        """Move pages to a NUMA node with move_pages(2); `addresses` uint64[n], one for each folio.
+        """Ask the kernel to move pages to a NUMA node; `addresses` uint64[n], one for each folio.
 
         The lock of the interpreter is free while the call runs. An error of the call is in the result, not raised.
         """
@@ -74,6 +74,13 @@ class Kernel:
             return MoveResult(errno=ctypes.get_errno(), not_moved=0, status=status)
         return MoveResult(errno=0, not_moved=int(returned), status=status)
 
+    def huge_page_size(self) -> int:
+        """Return the bytes of a transparent huge page; 2 MiB where the kernel has none."""
+        try:
+            return int(self.read(self.sys / "kernel/mm/transparent_hugepage/hpage_pmd_size"))
+        except OSError:
+            return 2 << 20
+
     def own_page(self) -> NDArray[np.uint64]:
         """Return the address, uint64[1], of a page of this process that is present."""
         status = np.ones(1, dtype=np.int64)
@@ -89,6 +96,20 @@ class Kernel:
         poll = select.poll()
         poll.register(pidfd, select.POLLIN)
         return bool(poll.poll(0))
+
+    def close(self, descriptor: int) -> None:
+        """Close a file descriptor."""
+        os.close(descriptor)
+
+    def open_files(self, pid: int) -> tuple[str, ...]:
+        """Return what the process's file descriptors name, sorted, each once; raises OSError."""
+        names: set[str] = set()
+        for link in self.process(pid, "fd").iterdir():
+            try:
+                names.add(str(link.readlink()))
+            except FileNotFoundError:
+                continue
+        return tuple(sorted(names))
 
     def set_affinity(self, thread_id: int, cpus: Collection[int]) -> None:
         """Let one thread run on these CPUs only (sched_setaffinity(2)); raises OSError."""

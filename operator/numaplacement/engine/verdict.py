@@ -46,10 +46,8 @@ class Request:
     """Move the memory of one process to one NUMA node.
 
     `call_latency` is the 99th percentile of one kernel call to aim at, in seconds; `bandwidth` the most bytes per
-    second, or None for no
-    limit; `deadline` the most seconds from the start. Residue of at most `tolerance_bytes` plus `tolerance_share` of
-    what is asked still
-    counts as placed.
+    second, or None for no limit; `deadline` the most seconds from the start. Residue of at most `tolerance_bytes` plus
+    `tolerance_share` of what is asked still counts as placed.
     """
 
     target: int
@@ -84,6 +82,15 @@ class ResidueRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """Why nothing was touched: one sentence of what was seen, and what can be done."""
+
+    reason: Reason
+    evidence: str
+    remedy: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class ThreadOutcome:
     """What became of the process's threads; `cpus` are those the followers were given."""
 
@@ -107,10 +114,13 @@ class Verdict:
     """What was done and what the kernel says afterwards.
 
     The sums close: bytes of `before` - `freed` + `grown` = bytes of `after`, and the bytes of `after` that are not on
-    target are those of
-    `residue`. `asked` is `after` without page cache that other processes map too (`Reason.SHARED_FILE`): those pages
-    belong to
-    nobody in particular, are left alone, stand in `residue` and do not count against the tolerance.
+    target are those of `residue`. `asked` is `after` without the residue of `reasons.NOT_ASKED`: page cache that other
+    processes map too, and memory of the kernel or a device that the process maps (such as KVM's page for each vCPU).
+    That is not the process's own memory; it is left alone, stands in `residue` and does not count against the
+    tolerance.
+
+    `refusals` is empty unless the outcome is Refused, and then has the first reason first. `split` are bytes that were
+    in transparent huge pages before and are in base pages after.
     """
 
     outcome: Outcome
@@ -124,6 +134,7 @@ class Verdict:
     grown: int = 0
     split: int = 0
     residue: tuple[ResidueRow, ...] = ()
+    refusals: tuple[Refusal, ...] = ()
     threads: ThreadOutcome = ThreadOutcome()
     calls: CallTimes = CallTimes()
     seconds: float = 0.0

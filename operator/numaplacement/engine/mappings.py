@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The mappings of a process, from /proc/PID/smaps and /proc/PID/numa_maps (proc(5), numa(7))."""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Iterable
+from collections.abc import Mapping as Table
+from dataclasses import dataclass, field
+
+from .listformat import parse_list
+from .verdict import PageClass
+
+_HEADER = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) (\S{4}) [0-9a-f]+ ([0-9a-f]+:[0-9a-f]+) \d+\s*(.*)$")
+_BIND = re.compile(r"^bind(?:=[^:]*)?:(.*)$")
+_KIB = 1024
+_OF_THE_CPU = frozenset({"[vdso]", "[vvar]", "[vvar_vclock]", "[vsyscall]"})
+_SHMEM_PREFIXES = ("/memfd:", "/SYSV", "/dev/shm/", "/dev/zero (deleted)", "[anon_shmem")  # noqa: S108 - names to recognise
+_NO_DEVICE = ("/dev/zero", "/dev/shm/", "/dev/hugepages")  # noqa: S108 - names to recognise
+
+
+class Kind(enum.StrEnum):
+    """What a mapping maps."""
+
+    ANON = "anon"
+    SHMEM = "shmem"
+    FILE = "file"
+    HUGETLB = "hugetlb"
+    DEVICE = "device"
+    """Pages of a driver or of the kernel: VM_IO and VM_PFNMAP, device files, anon_inode files such as kvm-vcpu."""
+    SECRET = "secret"  # noqa: S105 - memfd_secret(2)
+    OF_THE_CPU = "cpu"
+    """vdso and its like: pages of the kernel's own image, which numa_maps does not count either."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mapping:
+    """One mapping: addresses `start` to `end`, and in bytes what smaps says of it.
+
+    `resident` counts pages of huge-page pools too. `huge` are transparent huge pages mapped whole. `flags` are the
+    VmFlags (Documentation/filesystems/proc.rst): lo locked, io, pf, ht huge-page pool, mg mergeable, sh shared, wr
+    writable.
+    """
+
+    start: int
+    end: int
+    path: str
+    kind: Kind
+    flags: frozenset[str] = frozenset()
+    permissions: str = "rw-p"
+    resident: int = 0
+    huge: int = 0
+    page_size: int = 4096
+
+    @property
+    def shared(self) -> bool:
+        """Whether other processes see what is written here."""
+        return self.permissions[3] == "s"
+
+    @property
+    def writable(self) -> bool:
+        """Whether the process may write here."""
+        return self.permissions[1] == "w"
+
+    @property
+    def only_cached(self) -> bool:
+        """Whether file pages here are no more than page cache: private or read-only."""
+        return self.kind is Kind.FILE and not (self.shared and self.writable)
+
+
+@dataclass
+class _Draft:
+    header: re.Match[str]
+    numbers: dict[str, int] = field(default_factory=dict)
+    flags: frozenset[str] = frozenset()
+
+    def finished(self, tmpfs_devices: frozenset[str]) -> Mapping:
+        get = self.numbers.get
+        start, end, permissions, device, path = self.header.groups()
+        return Mapping(
+            start=int(start, 16),
+            end=int(end, 16),
+            path=path,
+            kind=_kind(path, self.flags, on_tmpfs=device in tmpfs_devices, shared=permissions[3] == "s"),
+            flags=self.flags,
+            permissions=permissions,
+            resident=get("Rss", 0) + get("Private_Hugetlb", 0) + get("Shared_Hugetlb", 0),
+            huge=get("AnonHugePages", 0) + get("ShmemPmdMapped", 0) + get("FilePmdMapped", 0),
+            page_size=get("KernelPageSize", 4 * _KIB),
+        )
+
+
+def parse_smaps(text: str, tmpfs_devices: frozenset[str] = frozenset()) -> tuple[Mapping, ...]:
+    """Return the mappings in the text of /proc/PID/smaps; `tmpfs_devices` as smaps writes devices, such as 00:1a."""
+    drafts: list[_Draft] = []
+    for line in text.splitlines():
+        key, colon, value = line.partition(":")
+        if colon and drafts and " " not in key:
+            if key == "VmFlags":
+                drafts[-1].flags = frozenset(value.split())
+            elif value.endswith(" kB"):
+                drafts[-1].numbers[key] = int(value[:-3]) * _KIB
+        elif header := _HEADER.match(line):
+            drafts.append(_Draft(header))
+    return tuple(draft.finished(tmpfs_devices) for draft in drafts)
+
+
+def _kind(path: str, flags: frozenset[str], *, on_tmpfs: bool, shared: bool) -> Kind:
+    tests = {
+        Kind.HUGETLB: "ht" in flags,
+        Kind.OF_THE_CPU: path in _OF_THE_CPU,
+        Kind.SECRET: path.startswith("/secretmem"),
+        Kind.DEVICE: bool(flags & {"io", "pf"}) or path.startswith("anon_inode:"),
+        Kind.SHMEM: path.startswith(_SHMEM_PREFIXES) or (on_tmpfs and not _is_device(path)),
+        Kind.ANON: not path or (path.startswith("[") and not shared),
+        Kind.FILE: not _is_device(path),
+    }
+    return next((kind for kind, holds in tests.items() if holds), Kind.DEVICE)
+
+
+def _is_device(path: str) -> bool:
+    return path.startswith("/dev/") and not path.startswith(_NO_DEVICE)
+
+
+def parse_tmpfs_devices(mountinfo: str) -> frozenset[str]:
+    """Return the devices of tmpfs mounts in the text of /proc/PID/mountinfo, written as smaps writes them."""
+    devices: set[str] = set()
+    for line in mountinfo.splitlines():
+        before, _, after = line.partition(" - ")
+        fields = before.split()
+        if after.split(" ")[0] in {"tmpfs", "devtmpfs"} and len(fields) > 2:  # noqa: PLR2004 - the third is the device
+            major, _, minor = fields[2].partition(":")
+            devices.add(f"{int(major):02x}:{int(minor):02x}")
+    return frozenset(devices)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NumaMapsRow:
+    """One line of numa_maps: the memory policy, and bytes by NUMA node."""
+
+    start: int
+    policy: str
+    bytes_by_numa_node: Table[int, int]
+    huge: bool = False
+    path: str = ""
+
+    @property
+    def bound_to(self) -> frozenset[int] | None:
+        """The NUMA nodes a bind policy allows; None for any other policy."""
+        bind = _BIND.match(self.policy)
+        return parse_list(bind[1]) if bind else None
+
+
+def parse_numa_maps(text: str) -> tuple[NumaMapsRow, ...]:
+    """Return the rows of /proc/PID/numa_maps; its counts are pages of kernelpagesize_kB each."""
+    return tuple(filter(None, map(_numa_maps_row, text.splitlines())))
+
+
+def _numa_maps_row(line: str) -> NumaMapsRow | None:
+    words = line.split()
+    if len(words) < 2:  # noqa: PLR2004 - address and policy at least
+        return None
+    values = dict(word.split("=", 1) for word in words[2:] if "=" in word)
+    page_size = int(values.get("kernelpagesize_kB", "4")) * _KIB
+    return NumaMapsRow(
+        start=int(words[0], 16),
+        policy=words[1],
+        bytes_by_numa_node={
+            int(key[1:]): int(count) * page_size for key, count in values.items() if key[0] == "N" and key[1:].isdigit()
+        },
+        huge="huge" in words,
+        path=values.get("file", ""),
+    )
+
+
+def bytes_by_numa_node(rows: Iterable[NumaMapsRow]) -> dict[int, int]:
+    """Return the sum of rows by NUMA node."""
+    total: dict[int, int] = {}
+    for row in rows:
+        for numa_node, count in row.bytes_by_numa_node.items():
+            total[numa_node] = total.get(numa_node, 0) + count
+    return dict(sorted(total.items()))
+
+
+def page_class(kind: Kind) -> PageClass:
+    """Return the class of a mapping's pages as far as its kind tells."""
+    return {
+        Kind.ANON: PageClass.ANON,
+        Kind.SHMEM: PageClass.SHMEM,
+        Kind.SECRET: PageClass.SHMEM,
+        Kind.HUGETLB: PageClass.HUGETLB,
+    }.get(kind, PageClass.FILE)

@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Moves pages in timed calls, each of which may be the last."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .chunks import ChunkSize, TokenBucket
+from .errors import ProcessEnded, Stopped
+from .host import safe_on
+from .kernel import MPOL_MF_MOVE, MPOL_MF_MOVE_ALL, MoveResult
+from .plan import Trial, Units, movable_bytes, units
+from .process import HeldProcess
+from .reasons import Reason
+from .refusals import Patience, move_around_refusals
+from .survey import MappingPages, Survey
+from .verdict import Progress, Stage, Watcher
+from .wording import size_text
+
+_TRIES = 2
+"""Times a folio that was refused alone is tried in all passes together."""
+_NAP = 0.05
+"""Seconds between two looks at whether the run was cancelled, while it waits."""
+_EXIT_WAIT = 2.0
+"""Seconds an exiting process may take from losing its memory to being gone."""
+
+
+@dataclass
+class Memory:
+    """What is known from earlier passes: folios that were refused and how often, mappings that were given up."""
+
+    refused: dict[int, int] = field(default_factory=dict)
+    given_up: set[int] = field(default_factory=set)
+
+    def hopeless(self) -> NDArray[np.uint64]:
+        """Return the addresses, uint64, ascending, that are not tried again."""
+        return np.array(sorted(address for address, tries in self.refused.items() if tries >= _TRIES), dtype=np.uint64)
+
+
+@dataclass(kw_only=True)
+class Pass:
+    """What one pass over a survey came to: Trial for each page of a mapping, by start address; bytes moved."""
+
+    survey: Survey
+    trials: dict[int, NDArray[np.uint8]] = field(default_factory=dict)
+    planned: int = 0
+    moved: int = 0
+    stopped: Stopped | None = None
+
+
+@dataclass(kw_only=True)
+class Mover:
+    """Moves the pages of one process to one NUMA node. One thread uses it."""
+
+    process: HeldProcess
+    target: int
+    privileged: bool
+    watcher: Watcher
+    clock: Callable[[], float]
+    deadline_at: float
+    size: ChunkSize
+    bucket: TokenBucket
+    memory: Memory = field(default_factory=Memory)
+    durations: list[float] = field(default_factory=list)
+    moved: int = 0
+    seconds: float = 0.0
+    _began: float = 0.0
+
+    def run(self, survey: Survey, *, number: int) -> Pass:
+        """Move what a survey found off target; `number` is the pass, from 1. Raises ProcessEnded."""
+        done = Pass(survey=survey, planned=movable_bytes(survey, target=self.target, privileged=self.privileged))
+        self._began = self.clock() - self.seconds
+        try:
+            for part in survey.pages:
+                self._move_mapping(part, done, number)
+        except Stopped as stopped:
+            done.stopped = stopped
+        finally:
+            self.seconds = self.clock() - self._began
+        return done
+
+    def check(self) -> None:
+        """Raise Stopped or ProcessEnded when nothing more is to be done."""
+        if self.watcher.cancelled():
+            raise Stopped(Reason.CANCELLED, "cancelled while it ran")
+        if self.clock() >= self.deadline_at:
+            raise Stopped(Reason.DEADLINE, "the deadline passed while it ran")
+        self.process.check()
+
+    def _move_mapping(self, part: MappingPages, done: Pass, number: int) -> None:
+        patience = Patience()
+        start = part.mapping.start
+        for plan in units(part, target=self.target, privileged=self.privileged):
+            trials = done.trials.setdefault(start, np.zeros(part.page.size, dtype=np.uint8))
+            chosen = np.arange(plan.position.size)
+            if start in self.memory.given_up or patience.ended:
+                trials[plan.pages(chosen)] = Trial.GIVEN_UP
+                continue
+            hopeless = np.isin(part.addresses(plan.position), self.memory.hopeless())
+            trials[plan.pages(chosen[hopeless])] = Trial.REFUSED
+            self._move_units(part, plan, chosen[~hopeless], trials=trials, patience=patience, done=done, number=number)
+        if patience.ended:
+            self.memory.given_up.add(start)
+
+    def _move_units(
+        self,
+        part: MappingPages,
+        plan: Units,
+        chosen: NDArray[np.int64],
+        *,
+        trials: NDArray[np.uint8],
+        patience: Patience,
+        done: Pass,
+        number: int,
+    ) -> None:
+        """Move the folios `chosen` of a plan, a chunk at a time."""
+        end_of = np.cumsum(plan.length[chosen]) * part.mapping.page_size
+        first = 0
+        while first < chosen.size:
+            before = int(end_of[first - 1]) if first else 0
+            most = before + min(self.size.size, self.bucket.most())
+            last = max(first + 1, int(np.searchsorted(end_of, most, side="right")))
+            chunk = chosen[first:last]
+            first = last
+            outcome = np.zeros(chunk.size, dtype=np.uint8)
+            try:
+                self._move_chunk(part, plan, chunk, outcome=outcome, patience=patience)
+            finally:
+                trials[plan.pages(chunk)] = np.repeat(outcome, plan.length[chunk])
+                moved = int(plan.length[chunk][outcome == Trial.MOVED].sum()) * part.mapping.page_size
+                done.moved += moved
+                self.moved += moved
+                for address in part.addresses(plan.position[chunk[outcome == Trial.REFUSED]]).tolist():
+                    self.memory.refused[address] = self.memory.refused.get(address, 0) + 1
+            self._report(done, number)
+
+    def _move_chunk(
+        self,
+        part: MappingPages,
+        plan: Units,
+        chunk: NDArray[np.int64],
+        *,
+        outcome: NDArray[np.uint8],
+        patience: Patience,
+    ) -> None:
+        addresses = part.addresses(plan.position[chunk])
+        size = plan.length[chunk] * part.mapping.page_size
+
+        def call(which: NDArray[np.int64]) -> MoveResult:
+            return self._call(addresses[which], int(size[which].sum()))
+
+        def locate(which: NDArray[np.int64]) -> NDArray[np.int32]:
+            result = self.process.kernel.locate_pages(self.process.pid, addresses[which])
+            if result.errno:
+                self._end(result.errno)
+            return result.status
+
+        move_around_refusals(
+            chunk.size, target=self.target, call=call, locate=locate, patience=patience, trials=outcome
+        )
+
+    def _call(self, addresses: NDArray[np.uint64], size: int) -> MoveResult:
+        """Make one call, if it may be made."""
+        self.check()
+        while (wait := self.bucket.wait(self.clock())) > 0:
+            self.process.kernel.sleep(min(wait, _NAP))
+            self.check()
+        safe = safe_on(self.target, self.process.kernel)
+        if size > safe:
+            raise Stopped(
+                Reason.DESTINATION_FULL,
+                f"{size_text(safe)} could still be taken on NUMA node {self.target} without making others give memory"
+                f" back, the next call needed {size_text(size)}",
+            )
+        flags = MPOL_MF_MOVE_ALL if self.privileged else MPOL_MF_MOVE
+        began = self.clock()
+        result = self.process.kernel.move_pages(self.process.pid, addresses, numa_node=self.target, flags=flags)
+        seconds = self.clock() - began
+        if result.errno == errno.EPERM and self.privileged:
+            self.privileged = False
+            return self._call(addresses, size)
+        if result.errno:
+            self._end(result.errno)
+        self.durations.append(seconds)
+        self.size.observe(seconds=seconds, moved=size)
+        self.bucket.take(size, began)
+        return result
+
+    def _end(self, number: int) -> None:
+        """Raise what an error of a whole call means (move_pages(2), ERRORS; mm/migrate.c)."""
+        if number == errno.ESRCH:
+            raise ProcessEnded
+        if number == errno.EINVAL:
+            self._await_exit()
+        reason = {
+            errno.ENOMEM: Reason.DESTINATION_FULL,
+            errno.EACCES: Reason.VM_CPUSET,
+            errno.EPERM: Reason.NO_ACCESS,
+            errno.ENOSYS: Reason.SYSCALL_BLOCKED,
+            errno.ENODEV: Reason.NODE_HAS_NO_MEMORY,
+        }.get(number, Reason.UNEXPLAINED)
+        raise Stopped(
+            reason, f"move_pages to NUMA node {self.target} ended with {errno.errorcode[number]}: {os.strerror(number)}"
+        )
+
+    def _await_exit(self) -> None:
+        """Raise ProcessEnded when the process is gone soon: the kernel says EINVAL once its memory is torn down."""
+        until = self.clock() + _EXIT_WAIT
+        while self.clock() < until:
+            self.process.check()
+            self.process.kernel.sleep(_NAP)
+
+    def _report(self, done: Pass, number: int) -> None:
+        passed = self.clock() - self._began
+        self.watcher.progressed(
+            Progress(
+                stage=Stage.MOVE,
+                pass_number=number,
+                bytes_done=done.moved,
+                bytes_total=done.planned,
+                bytes_per_second=int(self.moved / passed) if passed > 0 else 0,
+            )
+        )

@@ -13,7 +13,8 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -344,6 +345,18 @@ class ControlPlane:
         if check and done.returncode != 0:
             raise ControlPlaneError(f"kubectl {' '.join(words)}: {done.stderr.strip() or done.stdout.strip()}")
         return done
+
+    @contextmanager
+    def kubectl_lines(self, *arguments: str) -> Iterator[Iterator[str]]:
+        """Give the lines kubectl prints while it runs (`get --watch`); it is ended with the block."""
+        command = [self._kubectl, "--kubeconfig", self.admin_kubeconfig, *arguments]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=self._environment())
+        assert process.stdout is not None
+        try:
+            yield (line.rstrip("\n") for line in process.stdout)
+        finally:
+            process.terminate()
+            process.wait()
 
     def get(self, *arguments: str) -> dict[str, Any]:
         """Return what `kubectl get … -o json` answers."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass
 
 from numaplacement.api.resources import Document, Resource
@@ -106,7 +106,7 @@ async def follow(
     field_selector: str = "",
     label_selector: str = "",
     backoff: Backoff | None = None,
-) -> AsyncIterator[Event]:
+) -> AsyncGenerator[Event]:
     """Yield what is selected and what becomes of it, without end.
 
     A stream that ends or breaks is taken up where it was. When that fails too, or the server no longer keeps that

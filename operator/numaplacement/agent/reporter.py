@@ -12,6 +12,7 @@ from numaplacement.api.host import NumaHostStatus
 from numaplacement.api.resources import HOSTS, NODES, Document, to_document
 from numaplacement.apiserver.client import Client
 from numaplacement.apiserver.errors import ApiError, NotFound
+from numaplacement.engine.errors import EngineError
 from numaplacement.engine.host import read_host
 from numaplacement.engine.kernel import Kernel
 
@@ -53,7 +54,7 @@ class Reporter:
         while True:
             try:
                 await self._report()
-            except (ApiError, OSError) as error:
+            except (ApiError, EngineError, OSError) as error:
                 log.warning("NumaHost not written: %s", error)
             try:
                 await asyncio.wait_for(self._asked.wait(), self._interval)

@@ -167,7 +167,7 @@ def reason_of(verdict: engine.Verdict) -> str:
 
 
 def message_of(verdict: engine.Verdict) -> str:
-    """Return the condition message: the engine's sentence, and the remedy where there is something to remedy."""
+    """Return the condition message: what the engine says, and the remedy where there is something to remedy."""
     if verdict.refusals:
         remedy = verdict.refusals[0].remedy
     elif verdict.outcome in _NAMED_BY_RESIDUE:
@@ -175,7 +175,7 @@ def message_of(verdict: engine.Verdict) -> str:
         remedy = next((row.remedy for row in verdict.residue if row.reason is worst), "")
     else:
         remedy = ""
-    return verdict.message if remedy in verdict.message else f"{verdict.message} {remedy}"
+    return f"{sentence(verdict.message)} {remedy}".rstrip()
 
 
 def dominant(rows: Iterable[engine.ResidueRow]) -> Reason | None:
@@ -187,8 +187,15 @@ def dominant(rows: Iterable[engine.ResidueRow]) -> Reason | None:
     return max(sums, key=lambda reason: sums[reason], default=None)
 
 
+def sentence(text: str) -> str:
+    """Return the engine's clauses as a sentence: with a capital letter and a full stop."""
+    return f"{text[:1].upper()}{text[1:].rstrip('.')}."
+
+
 def condition_reason(reason: Reason) -> str:
     """Return a reason as conditions spell it: ``pinned-by-device`` as ``PinnedByDevice``."""
+    if reason is Reason.NODE_HAS_NO_MEMORY:
+        return "NumaNodeHasNoMemory"  # on an API whose nodes are hosts
     return "".join(word.capitalize() for word in reason.split("-"))
 
 

@@ -200,9 +200,7 @@ def ended(
     """Return the status of an order with a verdict `seconds_ago`."""
     state = State.READY if result in ("Placed", "Planned") else State.STALLED
     left = sum(row["bytes"] for row in rows)
-    conditions = state_conditions(
-        state, reason=reason or result, message=message, generation=1, now=at(-seconds_ago)
-    )
+    conditions = state_conditions(state, reason=reason or result, message=message, generation=1, now=at(-seconds_ago))
     reached = asked - left if on_target is None else on_target
     return taken_up(
         result=result,

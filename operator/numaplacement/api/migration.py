@@ -140,7 +140,7 @@ class ClassBytes(ObservedModel):
 UNCOUNTED = "shared-file"
 """Reason of a residue row that is no fault: page cache that other processes map too, which `asked` does not contain."""
 
-WOULD_MOVE = "Planned"
+WOULD_MOVE = "planned"
 """Reason of a residue row of a dry run: memory that would be moved. What stands under other reasons would stay."""
 
 

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from numaplacement.api.conditions import State, state_conditions
 from numaplacement.api.placement import NumaPlacementStatus, VmState, VmStatus
 from numaplacement.api.resources import NumaPlacement
 
-from .orders import outdated, unfinished
+from .orders import is_finished, outdated, unfinished
 from .outcome import Outcome, of_missing_vm, of_unreadable_vm, of_vm, said
 from .reasons import Reason
 from .rows import shown, summary, worst_first
@@ -27,14 +28,15 @@ def decide(situation: Situation, *, rules: Rules) -> Decision:
         return _unreadable(situation, placement)
     if placement.metadata.deletion_timestamp is not None:
         return Decision(delete=unfinished(situation.orders, keep=()))
-    outcomes = _outcomes(situation, placement, rules=rules)
-    overall = _overall(placement, outcomes)
     if complaint := unsupported(placement.spec):
-        overall = (State.STALLED, Reason.NOT_SUPPORTED, complaint)
-        outcomes = _halted(outcomes, VmState.REFUSED, Reason.NOT_SUPPORTED, complaint)
+        overall = (State.STALLED, str(Reason.NOT_SUPPORTED), complaint)
+        outcomes = _halted(situation, placement, VmState.REFUSED, Reason.NOT_SUPPORTED, complaint, rules=rules)
     elif placement.spec.suspend:
-        overall = (State.IDLE, Reason.SUSPENDED, _SUSPENDED)
-        outcomes = _halted(outcomes, VmState.WAITING, Reason.SUSPENDED, _SUSPENDED)
+        overall = (State.IDLE, str(Reason.SUSPENDED), _SUSPENDED)
+        outcomes = _halted(situation, placement, VmState.WAITING, Reason.SUSPENDED, _SUSPENDED, rules=rules)
+    else:
+        outcomes = _outcomes(situation, placement, rules=rules)
+        overall = _overall(placement, outcomes)
     return _decision(situation, placement, outcomes, rules=rules, overall=overall)
 
 
@@ -72,10 +74,14 @@ def _outcomes(situation: Situation, placement: NumaPlacement, *, rules: Rules) -
     )
 
 
-def _halted(outcomes: Sequence[Outcome], state: VmState, reason: Reason, message: str) -> tuple[Outcome, ...]:
+def _halted(
+    situation: Situation, placement: NumaPlacement, state: VmState, reason: Reason, message: str, *, rules: Rules
+) -> tuple[Outcome, ...]:
     """Return the outcomes with nothing done about any VM; what is placed already is still said to be."""
+    # What is under way is taken back, so nothing of it is told.
+    past = replace(situation, orders=tuple(seen for seen in situation.orders if is_finished(seen.order)))
     halted = []
-    for outcome in outcomes:
+    for outcome in _outcomes(past, placement, rules=rules):
         row = outcome.row
         if outcome.apply is not None:
             row = row.model_copy(update={"order": ""})

@@ -36,7 +36,8 @@ def obstacle(host: NumaHost | Unreadable | None, *, name: str, numa_node: int | 
     ready = find(host.status.conditions, "Ready")
     if ready is None or ready.status is not ConditionStatus.TRUE:
         why = ready.message or ready.reason if ready is not None else "it has not finished its self-test"
-        return Obstacle(State.WORKING, Reason.AGENT_NOT_READY, f"The agent of host {name} cannot move memory: {why}")
+        text = f"The agent of host {name} cannot move memory: {why.rstrip('.')}."
+        return Obstacle(State.WORKING, Reason.AGENT_NOT_READY, text)
     numbers = [each.numa_node for each in host.status.numa_nodes]
     if not numbers:
         return Obstacle(

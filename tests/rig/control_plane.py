@@ -333,7 +333,7 @@ class ControlPlane:
         """
         words = [str(word) for word in arguments]
         done = subprocess.run(
-            [self._kubectl, "--kubeconfig", kubeconfig or self.admin_kubeconfig, *words],
+            [str(self._kubectl), "--kubeconfig", str(kubeconfig or self.admin_kubeconfig), *words],
             input=input,
             stdin=subprocess.DEVNULL if input is None else None,
             capture_output=True,

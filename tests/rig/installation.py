@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The product installed as people install it: resources and rights from `manifests/`, controller and agent as processes of their own.
+"""The product installed as people install it: resources and rights from `manifests/`, controller and agent as
+processes of their own.
 
-The controller runs on the machine, the agent inside the emulated host; each has a token of its own service account and no other
+The controller runs on the machine, the agent inside the emulated host; each has a token of its own service account and
+no other
 right. The host's Node object stands for a kubelet that is not there.
 """
 
@@ -78,7 +80,8 @@ class Installation:
         return self._logs / "agent.log"
 
     def start_controller(self, **settings: str) -> None:
-        """Start the controller as its own service account; `settings` are environment variables without their prefix."""
+        """Start the controller as its own service account; `settings` are environment variables without their
+        prefix."""
         account = self.control_plane.service_account_kubeconfig(NAMESPACE, "numaplacement-controller")
         env = {
             "PATH": os.environ.get("PATH", os.defpath),
@@ -131,24 +134,22 @@ class Installation:
         self._agent.wait(15)
         self._agent = None
 
+    def schedule(self, *, namespace: str, name: str) -> kubevirt.Vm:
+        """Bring a VM so far that its QEMU may start on the emulated host."""
+        return kubevirt.schedule_vm(self.control_plane, namespace=namespace, name=name, host=HOST)
+
+    def run(self, vm: kubevirt.Vm) -> None:
+        """Bring a scheduled VM to phase Running."""
+        kubevirt.run_vm(self.control_plane, vm)
+
     def start_vm(
         self, *, namespace: str, name: str, numa_nodes: str = "1,2,3", options: tuple[str, ...] = ()
     ) -> PlacedVm:
         """Start a VM on the emulated host and bring it to phase Running on the API server, in KubeVirt's order."""
-        api = kubevirt.schedule_vm(self.control_plane, namespace=namespace, name=name, host=HOST)
-        words = [
-            "start",
-            "--namespace",
-            namespace,
-            "--name",
-            name,
-            "--uuid",
-            api.firmware_uuid,
-            "--pod-uid",
-            api.pod_uid,
-        ]
-        process = self.vm_tool(*words, "--numa-nodes", numa_nodes, *options)
-        kubevirt.run_vm(self.control_plane, api)
+        api = self.schedule(namespace=namespace, name=name)
+        identity = ("--namespace", namespace, "--name", name, "--uuid", api.firmware_uuid, "--pod-uid", api.pod_uid)
+        process = self.vm_tool("start", *identity, "--numa-nodes", numa_nodes, *options)
+        self.run(api)
         return PlacedVm(api=api, process=process)
 
     def stop_vm(self, vm: PlacedVm) -> None:
@@ -163,7 +164,8 @@ class Installation:
         return answer
 
     def pages(self, vm: PlacedVm) -> dict[int, int]:
-        """Return the 4 KiB pages of the VM's QEMU by NUMA node, from its numa_maps: not read by any code of the product."""
+        """Return the 4 KiB pages of the VM's QEMU by NUMA node, from its numa_maps: not read by any code of the
+        product."""
         counts = self.vm_tool("numa", "--pid", str(vm.pid))["numa_maps"]
         return {int(numa_node): pages for numa_node, pages in counts.items() if pages}
 

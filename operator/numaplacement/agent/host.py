@@ -36,6 +36,7 @@ def host_status(
         conditions=self_test(facts, now=now, previous=previous.conditions if previous is not None else ()),
         agent_version=__version__,
         kernel=facts.kernel_release,
+        numa_node_list=format_list(node.numa_node for node in facts.numa_nodes),
         numa_nodes=tuple(_numa_node(node) for node in facts.numa_nodes),
         vms=tuple(_vm(vm) for vm in sorted(vms, key=lambda vm: vm.pod_uid)),
     )

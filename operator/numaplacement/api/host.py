@@ -74,6 +74,8 @@ class NumaHostStatus(ObservedModel):
     """Version of the agent."""
     kernel: Annotated[str, pydantic.Field(max_length=256)] = ""
     """Release of the host's kernel."""
+    numa_node_list: Annotated[str, pydantic.Field(max_length=4096)] = ""
+    """Numbers of its NUMA nodes, as a list such as 0-3, for people."""
     numa_nodes: Annotated[tuple[HostNumaNode, ...], by_numa_node("Its NUMA nodes.")] = ()
     vms: Annotated[
         tuple[HostVm, ...],

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import datetime
 import logging
+from collections.abc import Callable
 from concurrent.futures import Executor
 
 from numaplacement.api.conditions import find
@@ -15,10 +16,8 @@ from numaplacement.api.resources import MIGRATIONS
 from numaplacement.apiserver.client import Client
 from numaplacement.apiserver.watching import Added, Deleted, Modified, follow
 from numaplacement.engine.errors import EngineError
-from numaplacement.engine.kernel import Kernel
-from numaplacement.engine.verdict import Outcome, Verdict
+from numaplacement.engine.verdict import Outcome, Verdict, Watcher
 
-from .carrying_out import carry_out
 from .following import Following
 from .logs import of_order
 from .orders import Order, Queue, read_order
@@ -29,6 +28,9 @@ from .support import Refusal
 from .verdict import QUEUED, Moment, failed, judged, queued, refused, under_way
 
 log = logging.getLogger(__name__)
+
+CarryOut = Callable[[Order, Watcher], Verdict | Refusal]
+"""Carries an order out, in the engine's thread; see carrying_out.py."""
 
 LAST_WORDS = 20.0
 """Seconds for the last write when the agent is to stop: less than a pod is given (terminationGracePeriodSeconds)."""
@@ -42,15 +44,15 @@ class Agent:
         *,
         settings: Settings,
         client: Client,
-        kernel: Kernel,
         reporter: Reporter,
+        carry_out: CarryOut,
         engine: Executor,
         stop: asyncio.Event,
     ) -> None:
         self._settings = settings
         self._client = client
-        self._kernel = kernel
         self._reporter = reporter
+        self._carry_out = carry_out
         self._engine = engine
         self._stop = stop
         self._writer = StatusWriter(client, stop=stop)
@@ -124,11 +126,11 @@ class Agent:
             self._running = (order.uid, following)
             self._queue_grew.set()
             try:
-                await self._carry_out(order, following)
+                await self._attend_to(order, following)
             finally:
                 self._running = None
 
-    async def _carry_out(self, order: Order, following: Following) -> None:
+    async def _attend_to(self, order: Order, following: Following) -> None:
         say = of_order(log, namespace=order.namespace, name=order.name)
         started = order.started or _now()
         taken = await self._writer.take_up(order, under_way(_moment(order, started), following.progress))
@@ -152,9 +154,7 @@ class Agent:
         # A progress write that is under way when it is cancelled cannot undo the verdict: see StatusWriter.offer.
         telling = asyncio.create_task(self._tell_progress(order, started, following))
         try:
-            result = await asyncio.get_running_loop().run_in_executor(
-                self._engine, lambda: carry_out(order, kernel=self._kernel, watcher=following)
-            )
+            result = await asyncio.get_running_loop().run_in_executor(self._engine, self._carry_out, order, following)
         except (EngineError, OSError) as error:
             say.error("failed: %s", error)
             return failed(_moment(order, started), reason="EngineFault", message=str(error))

@@ -3,9 +3,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-
 from numaplacement.api.migration import NumaMigrationSpec, Result
 from numaplacement.engine.host import HostFacts, read_host
 from numaplacement.engine.kernel import Kernel
@@ -19,9 +16,7 @@ from .processes import held, processes_in_pods
 from .support import Refusal, engine_request, invalid
 
 
-def carry_out(
-    order: Order, *, kernel: Kernel, watcher: Watcher, clock: Callable[[], float] = time.monotonic
-) -> Verdict | Refusal:
+def carry_out(order: Order, watcher: Watcher, *, kernel: Kernel) -> Verdict | Refusal:
     """Do what `order` says, and return what came of it or why nothing was done.
 
     :raises EngineError: the engine cannot look at the process.
@@ -42,7 +37,7 @@ def carry_out(
     with held(process, kernel) as pidfd:
         if pidfd is None:
             return _ended(process, wanted)
-        return run(pid=process.pid, request=request, kernel=kernel, watcher=watcher, clock=clock, pidfd=pidfd)
+        return run(pid=process.pid, request=request, kernel=kernel, watcher=watcher, pidfd=pidfd)
 
 
 def wanted_vm(order: Order, spec: NumaMigrationSpec) -> WantedVm:

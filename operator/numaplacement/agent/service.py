@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 import signal
@@ -15,6 +16,7 @@ from numaplacement.apiserver.connection import Misconfigured, connect
 from numaplacement.engine.kernel import Kernel
 
 from .agent import Agent
+from .carrying_out import carry_out
 from .logs import set_up
 from .reporter import Reporter
 from .settings import SettingError, Settings
@@ -49,7 +51,14 @@ async def _serve(settings: Settings) -> None:
             clock=time.monotonic,
         )
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine") as engine:
-            agent = Agent(settings=settings, client=client, kernel=kernel, reporter=reporter, engine=engine, stop=stop)
+            agent = Agent(
+                settings=settings,
+                client=client,
+                reporter=reporter,
+                carry_out=functools.partial(carry_out, kernel=kernel),
+                engine=engine,
+                stop=stop,
+            )
             log.info("agent %s of host %s at work", __version__, settings.node_name)
             await agent.run()
             log.info("stopped")

@@ -42,14 +42,14 @@ def read_settings(arguments: Sequence[str], environ: Mapping[str, str]) -> Setti
     texts = {field: environ[variable] for field, variable in _VARIABLES.items() if environ.get(variable)} | given
     if not texts.get("node_name"):
         raise SettingError("NODE_NAME is not set: give the agent its node's name (fieldRef spec.nodeName)")
-    level = texts.get("log_level", Settings.log_level).upper()
-    if level not in LOG_LEVELS:
-        raise SettingError(f"NUMAPLACEMENT_LOG_LEVEL={level} is none of {', '.join(LOG_LEVELS)}")
+    level = texts.get("log_level", Settings.log_level)
+    if level.upper() not in LOG_LEVELS:
+        raise SettingError(f"NUMAPLACEMENT_LOG_LEVEL: {level} is none of {', '.join(LOG_LEVELS)}")
     return Settings(
         node_name=texts["node_name"],
         progress_interval=_seconds(texts, "progress_interval", Settings.progress_interval),
         host_interval=_seconds(texts, "host_interval", Settings.host_interval),
-        log_level=level,
+        log_level=level.upper(),
     )
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
 
 import yaml
 from kubernetes.aio.client.api_client import ApiClient
@@ -45,6 +46,7 @@ async def _configuration(environ: Mapping[str, str]) -> Configuration:
     kubeconfig = environ.get("KUBECONFIG", "")
     try:
         if kubeconfig:
+            _must_exist(kubeconfig)
             await load_kube_config(kubeconfig, client_configuration=configuration, persist_config=False)
         elif environ.get("KUBERNETES_SERVICE_HOST"):
             loader = InClusterConfigLoader(
@@ -59,3 +61,8 @@ async def _configuration(environ: Mapping[str, str]) -> Configuration:
         source = f"KUBECONFIG={kubeconfig}" if kubeconfig else "the pod's service account"
         raise Misconfigured(f"cannot use {source}: {' '.join(str(error).split()) or type(error).__name__}") from error
     return configuration
+
+
+def _must_exist(kubeconfig: str) -> None:
+    if not any(Path(each).exists() for each in kubeconfig.split(os.pathsep) if each):
+        raise Misconfigured(f"cannot use KUBECONFIG={kubeconfig}: there is no such file")

@@ -43,12 +43,16 @@ test-cluster: setup ## Schema, rights, controller and agent against a real etcd 
 
 .PHONY: test-kernel
 test-kernel: setup ## Engine against a real kernel with four NUMA nodes and real VMs.
-	$(GUEST) --timeout 900 -- $(PYTEST) tests/kernel
+	$(GUEST) --time-limit 900 -- $(PYTEST) tests/kernel
 
 .PHONY: test-e2e
 test-e2e: setup ## The whole way: real cluster, real host, real VM.
 	@$(PYTHON) -m tests.rig.gotools etcd kube-apiserver kube-controller-manager kubectl kubevirt-crds
 	$(PYTEST) tests/e2e
+
+.PHONY: compare
+compare: setup ## Move the same VM by migratepages once and by us once; pages left behind and time of both.
+	$(GUEST) --time-limit 600 -- $(PYTHON) -m tests.bench.compare
 
 .PHONY: crds
 crds: ## Write the custom resource definitions anew from the models.

@@ -214,11 +214,16 @@ with ControlPlane() as running:
 
 def test_program_outlives_the_thread_that_asked_for_it(tmp_path: Path) -> None:
     with Children() as children:
-        asked = threading.Thread(
-            target=children.start, args=("sleep", ["sleep", "60"]), kwargs={"log": tmp_path / "log"}
-        )
-        asked.start()
-        asked.join()
+
+        def ask() -> None:
+            sleeper = children.start("sleep", ["sleep", "60"], log=tmp_path / "log")
+            # Only once setpriv has become the program is the kernel told when to kill it.
+            comm = Path(f"/proc/{sleeper.pid}/comm")
+            wait_until(lambda: comm.read_text() == "sleep\n", what="sleep started", timeout=10)
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        asking.join()
         (sleeping,) = children._running
         with pytest.raises(subprocess.TimeoutExpired):
             sleeping.process.wait(0.5)

@@ -349,7 +349,7 @@ class ControlPlane:
     @contextmanager
     def kubectl_lines(self, *arguments: str) -> Iterator[Iterator[str]]:
         """Give the lines kubectl prints while it runs (`get --watch`); it is ended with the block."""
-        command = [self._kubectl, "--kubeconfig", self.admin_kubeconfig, *arguments]
+        command = [str(self._kubectl), "--kubeconfig", str(self.admin_kubeconfig), *arguments]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=self._environment())
         assert process.stdout is not None
         try:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import datetime
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 from numaplacement.api.placement import NumaPlacementStatus
@@ -46,6 +47,14 @@ class OrderNotAccepted(Exception):
     """The API server will not have an order as it was meant; the message says why."""
 
 
+@dataclass(frozen=True)
+class _Refusal:
+    """Why an order was not accepted, and until when (by the worker's clock) it is not given again."""
+
+    words: str
+    until: float
+
+
 class Worker:
     """Works off a queue of placements."""
 
@@ -63,6 +72,7 @@ class Worker:
         self._api, self._store, self._queue, self._rules = api, store, queue, rules
         self._status_interval, self._now, self._clock = status_interval, now, clock
         self._written: dict[Key, float] = {}
+        self._refused: dict[Key, dict[str, _Refusal]] = {}
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -77,7 +87,7 @@ class Worker:
         """Decide placement `key` once and do what was decided; a failure is logged and tried again later."""
         try:
             wait = await self._reconcile(key)
-        except (ApiError, OrderNotAccepted) as error:
+        except ApiError as error:
             at_least = getattr(error, "retry_after", 0.0)
             pause = self._queue.retry(key, at_least=at_least)
             _log.warning("%s/%s: %s; trying again in %.1f s", *key, error, pause)
@@ -85,7 +95,8 @@ class Worker:
             pause = self._queue.retry(key)
             _log.exception("%s/%s: a fault of the operator's own; trying again in %.1f s", *key, pause)
         else:
-            self._queue.succeeded(key)
+            if key not in self._refused:
+                self._queue.succeeded(key)
             if wait is not None:
                 self._queue.add_after(key, wait)
 
@@ -93,23 +104,46 @@ class Worker:
         situation = gather(self._store, key, now=self._now())
         if situation is None:
             self._written.pop(key, None)
+            self._refused.pop(key, None)
             return None
         decision = decide(situation, rules=self._rules)
         for old in decision.delete:
             await self._delete(old)
-        refused: dict[str, str] = {}
-        for new in decision.apply:
+        refused = await self._give_all(key, decision.apply)
+        status = decision.status
+        if status is not None and refused:
+            words = {name: refusal.words for name, refusal in refused.items()}
+            status = not_accepted(status, refused=words, now=situation.now)
+        waits = [decision.requeue_after, *(refusal.until - self._clock() for refusal in refused.values())]
+        if status is not None:
+            waits.append(await self._report(key, situation, status))
+        return min((wait for wait in waits if wait is not None), default=None)
+
+    async def _give_all(self, key: Key, orders: tuple[NewOrder, ...]) -> dict[str, _Refusal]:
+        """Give the orders and return those that are not accepted, by name.
+
+        One that was not accepted is not given again before its time: our own attempt is an event that leads here.
+        """
+        before = self._refused.pop(key, {})
+        refused: dict[str, _Refusal] = {}
+        words: dict[str, str] = {}
+        for new in orders:
+            held = before.get(new.name)
+            if held is not None and held.until > self._clock():
+                refused[new.name] = held
+                continue
             try:
                 await self._give(new)
             except OrderNotAccepted as error:
-                refused[new.name] = str(error)
-        status = decision.status
-        if status is not None and refused:
-            status = not_accepted(status, refused=refused, now=situation.now)
-        wait = await self._report(key, situation, status) if status is not None else None
+                words[new.name] = str(error)
+        if words:
+            pause = self._queue.retry(key)
+            _log.warning("%s/%s: %s; trying again in %.1f s", *key, next(iter(words.values())), pause)
+            until = self._clock() + pause
+            refused |= {name: _Refusal(words=each, until=until) for name, each in words.items()}
         if refused:
-            raise OrderNotAccepted(next(iter(refused.values())))
-        return min((each for each in (wait, decision.requeue_after) if each is not None), default=None)
+            self._refused[key] = refused
+        return refused
 
     async def _give(self, new: NewOrder) -> None:
         wanted = order_document(new)

@@ -76,8 +76,8 @@ class MemoryApi:
         known = self.objects.get(key)
         if known is None and subresource:
             raise NotFound("not found", status=404)
-        if known is not None and metadata.get("uid", known["metadata"]["uid"]) != known["metadata"]["uid"]:
-            raise Conflict("uid", status=409)
+        if known is not None and metadata.get("resourceVersion", "") not in ("", known["metadata"]["resourceVersion"]):
+            raise Conflict("it has changed", status=409)
         merged = copy.deepcopy(known) if known is not None else {"metadata": dict(metadata)}
         part = subresource or "spec"
         merged[part] = copy.deepcopy(document[part])

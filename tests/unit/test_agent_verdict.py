@@ -25,10 +25,10 @@ from numaplacement.agent.verdict import (
     under_way,
 )
 from numaplacement.api.conditions import Condition, State, find
-from numaplacement.api.migration import UNCOUNTED, WOULD_MOVE, PageClass, Result
+from numaplacement.api.migration import UNCOUNTED, UNTRIED, WOULD_MOVE, PageClass, Result
 from numaplacement.api.resources import to_document
 from numaplacement.engine import verdict as engine
-from numaplacement.engine.reasons import Reason
+from numaplacement.engine.reasons import NOT_ASKED, Reason
 
 EARLY = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
 NOW = EARLY + datetime.timedelta(minutes=5)
@@ -134,7 +134,8 @@ def test_every_reason_is_a_word_for_conditions(reason):
 
 
 def test_constants_of_the_api_are_the_engines_words():
-    assert (str(Reason.SHARED_FILE), str(Reason.PLANNED)) == (UNCOUNTED, WOULD_MOVE)
+    assert frozenset(map(str, NOT_ASKED)) == UNCOUNTED
+    assert (str(Reason.NOT_ATTEMPTED), str(Reason.PLANNED)) == (UNTRIED, WOULD_MOVE)
     assert [str(each) for each in PageClass] == [str(each) for each in engine.PageClass]
 
 

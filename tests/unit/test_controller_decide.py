@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from numaplacement.api.conditions import State, state_conditions
-from numaplacement.api.migration import UNCOUNTED, WOULD_MOVE
+from numaplacement.api.migration import UNCOUNTED, UNTRIED, WOULD_MOVE, NumaMigrationStatus
 from numaplacement.api.placement import NumaPlacementStatus
 from numaplacement.api.resources import GENERATION_LABEL, PLACEMENT_LABEL, VM_LABEL, Document, to_document
 from numaplacement.controller.orders import order_document
+from numaplacement.controller.outcome import may_help
 from numaplacement.controller.situation import Decision, Situation, Unreadable
 from tests.unit.controller_scene import (
     MI,
@@ -127,11 +128,11 @@ TABLE: dict[str, tuple[Situation, tuple[str, str], list[int], int, str]] = {
     ),
     "taken up": (scene(DB, VM, orders=(seen(order(**taken_up())),)), ("Reconciling", "Moving"), [], 0, "InProgress"),
     "moving": (
-        scene(DB, VM, orders=(seen(order(**taken_up(progress={"stage": "Move", "bytesTotal": 9})), changed=-100),)),
+        scene(DB, VM, orders=(seen(order(**taken_up(progress={"stage": "Move", "bytesTotal": 9})), changed=-290),)),
         ("Reconciling", "Moving"), [], 0, "InProgress",
     ),
     "moving, without a word for long": (
-        scene(DB, VM, orders=(seen(order(**taken_up(progress={"stage": "Move"})), changed=-121),)),
+        scene(DB, VM, orders=(seen(order(**taken_up(progress={"stage": "Move"})), changed=-300),)),
         ("Reconciling", "AgentNotResponding"), [], 0, "InProgress",
     ),
     "placed": (scene(DB, VM, orders=(seen(verdict("Placed")),)), ("Ready", "Placed"), [], 0, "Current"),
@@ -236,7 +237,7 @@ TABLE: dict[str, tuple[Situation, tuple[str, str], list[int], int, str]] = {
     "all that counts is pinned": (
         scene(
             DB, VM,
-            orders=(seen(verdict("Residue", reason="PinnedByDevice", rows=[PERMANENT, residue(UNCOUNTED)])),),
+            orders=(seen(verdict("Residue", reason="PinnedByDevice", rows=[PERMANENT, residue("shared-file")])),),
         ),
         ("Stalled", "PinnedByDevice"), [], 0, "Failed",
     ),
@@ -321,7 +322,8 @@ def test_attempts(result: str, attempt: int, limit: int, rows: list[Document]) -
     past = order(of=wanted, attempt=attempt, **ended(result, reason="Because", message="So it is.", rows=rows))
     situation = scene(wanted, VM, orders=(seen(past),))
     decision = decided(situation)
-    hopeless = rows == [PERMANENT]
+    # The two rows hold as many bytes: of a refusal the first is the cause.
+    hopeless = PERMANENT in rows and (result == "Refused" or len(rows) == 1)
     if hopeless or attempt >= limit:
         assert word(decision) == ("Stalled", "Because")
         assert message(decision).startswith("So it is.")
@@ -640,3 +642,31 @@ def test_a_label_that_somebody_has_changed_is_no_fault(label: str) -> None:
     past = verdict("Placed")
     past["metadata"]["labels"][GENERATION_LABEL] = label
     assert word(decided(scene(DB, VM, orders=(seen(past),)))) == ("Ready", "Placed")
+
+
+SHARED = [residue(reason, permanent=True, count=900 * MI) for reason in sorted(UNCOUNTED)]
+
+
+@pytest.mark.parametrize(
+    ("result", "rows", "expected"),
+    [
+        # Refused: what it was refused for decides, and that is most of it.
+        ("Refused", [residue("pinned-by-device", permanent=True, count=500), residue(UNTRIED, count=900)], False),
+        ("Refused", [residue("destination-full", count=500), *SHARED], True),
+        ("Refused", [residue("destination-full", count=500), residue("x", permanent=True, count=5)], True),
+        ("Refused", [residue("pod-not-found", count=0)], True),
+        ("Refused", [residue("not-supported", count=0, permanent=True)], False),
+        ("Refused", [residue(UNTRIED)], True),
+        ("Refused", SHARED, True),
+        ("Refused", [], True),
+        # Else any byte that may still move is worth another try.
+        ("Residue", [residue("pinned-by-io", count=1), residue("x", permanent=True, count=900)], True),
+        ("Residue", [residue("x", permanent=True), *SHARED], False),
+        ("Residue", [residue("x", permanent=True), residue(UNTRIED)], True),
+        ("DeadlineExceeded", [residue("deadline"), *SHARED], True),
+        ("Failed", [], True),
+    ],
+)
+def test_whether_another_attempt_may_help(result: str, rows: list[Document], expected: bool) -> None:
+    status = NumaMigrationStatus.model_validate({"result": result, "residue": rows})
+    assert may_help(status) is expected

@@ -137,8 +137,11 @@ class ClassBytes(ObservedModel):
     """Bytes of that kind there."""
 
 
-UNCOUNTED = "shared-file"
-"""Reason of a residue row that is no fault: page cache that other processes map too, which `asked` does not contain."""
+UNCOUNTED = frozenset({"shared-file", "unmigratable-mapping"})
+"""Reasons of residue rows that are no fault: memory that is not the VM's own, which `asked` does not contain."""
+
+UNTRIED = "not-attempted"
+"""Reason of a residue row for memory that was left alone because of what the other rows say."""
 
 WOULD_MOVE = "planned"
 """Reason of a residue row of a dry run: memory that would be moved. What stands under other reasons would stay."""

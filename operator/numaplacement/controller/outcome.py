@@ -7,7 +7,7 @@ import datetime
 from dataclasses import dataclass, replace
 
 from numaplacement.api.conditions import State, find, shortened
-from numaplacement.api.migration import UNCOUNTED, WOULD_MOVE, NumaMigrationStatus, Progress, Result
+from numaplacement.api.migration import UNCOUNTED, UNTRIED, WOULD_MOVE, NumaMigrationStatus, Progress, Result
 from numaplacement.api.placement import VmState, VmStatus
 from numaplacement.api.quantities import format_bytes
 from numaplacement.api.resources import VM_LABEL, NumaMigration, NumaPlacement, VirtualMachineInstance
@@ -256,9 +256,15 @@ def unreadable_order(situation: Situation, *, vmi_uid: str) -> Unreadable | None
 
 
 def may_help(status: NumaMigrationStatus) -> bool:
-    """Say whether another attempt may get further: unless all that counts stayed behind for good."""
-    counted = [row for row in status.residue if row.reason != UNCOUNTED]
-    return not counted or any(not row.permanent for row in counted)
+    """Say whether another attempt may get further.
+
+    After a refusal: unless what it was refused for lasts. Else: unless all that counts stayed behind for good.
+    """
+    counted = [row for row in status.residue if row.reason not in UNCOUNTED]
+    if status.result is not Result.REFUSED:
+        return not counted or any(not row.permanent for row in counted)
+    causes = [row for row in counted if row.reason != UNTRIED] or counted
+    return not causes or not max(causes, key=lambda row: row.bytes).permanent
 
 
 def retry_pause(attempt: int, *, rules: Rules) -> float:

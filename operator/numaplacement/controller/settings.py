@@ -23,7 +23,7 @@ class Rules:
 
     take_up: float = 30.0
     """NUMAPLACEMENT_TAKE_UP: how long an agent may take to notice an order before it counts as not responding."""
-    silence: float = 120.0
+    silence: float = 300.0
     """NUMAPLACEMENT_SILENCE: how long an agent may report nothing of a move under way before it counts so."""
     retry: float = 10.0
     """NUMAPLACEMENT_RETRY: how long after a first failed attempt the second follows; each later one waits twice as

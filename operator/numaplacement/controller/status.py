@@ -18,9 +18,17 @@ _OURS = frozenset(CONDITIONS_OF[State.READY])
 
 
 def status_document(metadata: Metadata, status: NumaPlacementStatus) -> Document:
-    """Return what is applied; the UID keeps it from landing on another placement of the same name."""
+    """Return what is applied.
+
+    The resource version keeps it off a placement that has changed since, and off another of the same name: a UID alone
+    is not compared when the status of a custom resource is applied.
+    """
     return {
-        "metadata": {"name": metadata.name, "namespace": metadata.namespace, "uid": metadata.uid},
+        "metadata": {
+            "name": metadata.name,
+            "namespace": metadata.namespace,
+            "resourceVersion": metadata.resource_version,
+        },
         "status": to_document(status),
     }
 

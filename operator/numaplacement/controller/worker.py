@@ -26,6 +26,9 @@ from .workqueue import WorkQueue
 MANAGER = "numaplacement-controller"
 """Field manager of all we apply."""
 
+CONFLICT_WAIT = 1.0
+"""Seconds after which a placement that changed while it was decided is decided again, should no event come."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -182,9 +185,12 @@ class Worker:
         document = status_document(placement.metadata, wanted)
         try:
             stored = await self._api.apply(PLACEMENTS, document, manager=MANAGER, subresource="status")
-        except (NotFound, Conflict) as error:
-            _log.debug("%s/%s: gone or replaced: %s", *key, error)
+        except NotFound as error:
+            _log.debug("%s/%s: gone: %s", *key, error)
             return None
+        except Conflict as error:
+            _log.debug("%s/%s: decided from what is old by now: %s", *key, error)
+            return CONFLICT_WAIT
         self._written[key] = self._clock()
         self._store.put(PLACEMENTS, stored)
         return None

@@ -34,13 +34,14 @@ class Zone:
 
 def zones(zoneinfo: str, numa_node: int) -> tuple[Zone, ...]:
     """Return the zones of one NUMA node from the text of /proc/zoneinfo; empty when it has none there."""
-    heads = list(_SECTION.finditer(zoneinfo))
-    names = [head[2] for head in heads if int(head[1]) == numa_node]
+    start = zoneinfo.find(f"Node {numa_node}, zone")
+    after = zoneinfo.find(f"Node {numa_node + 1}, zone", start)
+    own = zoneinfo[max(0, start) : after if after >= 0 else len(zoneinfo)]
+    heads = [head for head in _SECTION.finditer(own) if int(head[1]) == numa_node]
+    names = [head[2] for head in heads]
     found: list[Zone] = []
     for head, following in zip(heads, [*heads[1:], None], strict=True):
-        if int(head[1]) != numa_node:
-            continue
-        body = zoneinfo[head.end() : following.start() if following else len(zoneinfo)]
+        body = own[head.end() : following.start() if following else len(own)]
         free, high, protection = _FREE.search(body), _HIGH.search(body), _PROTECTION.search(body)
         if free is None or high is None:
             continue

@@ -47,7 +47,7 @@ def refusals(facts: Facts) -> tuple[Refusal, ...]:
     A process that has nothing to move is refused only for what is wrong with the order or this program itself.
     """
     found = [*_of_the_order(facts)]
-    if facts.needed:
+    if facts.needed and not found:
         found += [*_of_the_process(facts), *_of_the_target(facts)]
     return tuple(found)
 

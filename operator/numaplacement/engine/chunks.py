@@ -6,7 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 _MIB = 1 << 20
-LEAST = 4096
+LEAST = 64 << 10
+"""Below this the fixed cost of a call (mm/migrate.c drains every CPU's lists first) outweighs the pages in it."""
 START = 2 * _MIB
 MOST = 128 * _MIB
 

@@ -15,11 +15,11 @@ from .chunks import ChunkSize, TokenBucket
 from .errors import ProcessEnded, Stopped
 from .host import safe_on
 from .kernel import MPOL_MF_MOVE, MPOL_MF_MOVE_ALL, MoveResult
-from .plan import Trial, Units, movable_bytes, units
+from .plan import MOVABLE_KINDS, Trial, Units, movable_bytes, units
 from .process import HeldProcess
 from .reasons import Reason
 from .refusals import Patience, move_around_refusals
-from .survey import MappingPages, Survey
+from .survey import HEAD, HIDDEN, MappingPages, Survey
 from .verdict import Progress, Stage, Watcher
 from .wording import size_text
 
@@ -27,6 +27,9 @@ _TRIES = 2
 """Times a folio that was refused alone is tried in all passes together."""
 _NAP = 0.05
 """Seconds between two looks at whether the run was cancelled, while it waits."""
+_TOUCHES = 1024
+"""Addresses touched in one call: IOV_MAX."""
+_PAGE = os.sysconf("SC_PAGE_SIZE")
 _EXIT_WAIT = 2.0
 """Seconds an exiting process may take from losing its memory to being gone."""
 
@@ -38,9 +41,9 @@ class Memory:
     refused: dict[int, int] = field(default_factory=dict)
     given_up: set[int] = field(default_factory=set)
 
-    def hopeless(self) -> NDArray[np.uint64]:
-        """Return the addresses, uint64, ascending, that are not tried again."""
-        return np.array(sorted(address for address, tries in self.refused.items() if tries >= _TRIES), dtype=np.uint64)
+    def refused_folios(self, times: int) -> NDArray[np.uint64]:
+        """Return the addresses, uint64, of folios that were refused so many times at least."""
+        return np.array([address for address, tries in self.refused.items() if tries >= times], dtype=np.uint64)
 
 
 @dataclass(kw_only=True)
@@ -74,7 +77,7 @@ class Mover:
 
     def run(self, survey: Survey, *, number: int) -> Pass:
         """Move what a survey found off target; `number` is the pass, from 1. Raises ProcessEnded."""
-        done = Pass(survey=survey, planned=movable_bytes(survey, target=self.target, privileged=self.privileged))
+        done = Pass(survey=survey, planned=movable_bytes(survey.pages, target=self.target, privileged=self.privileged))
         self._began = self.clock() - self.seconds
         try:
             for part in survey.pages:
@@ -84,6 +87,32 @@ class Mover:
         finally:
             self.seconds = self.clock() - self._began
         return done
+
+    def left(self, survey: Survey) -> int:
+        """Return about how many bytes another pass over a survey could still move."""
+        parts = [part for part in survey.pages if part.mapping.start not in self.memory.given_up]
+        hopeless = self.memory.refused_folios(_TRIES).tolist()
+        within = len([1 for part in parts for address in hopeless if part.mapping.start <= address < part.mapping.end])
+        return movable_bytes(parts, target=self.target, privileged=self.privileged) - within * _PAGE
+
+    def reveal(self, survey: Survey) -> bool:
+        """Touch the folios off target that hide, and say whether that may have helped. Raises Stopped, ProcessEnded.
+
+        A read fault takes AutoNUMA's mark from them, and only then can move_pages(2) see them.
+        """
+        touched = False
+        for part in survey.pages:
+            if part.mapping.kind not in MOVABLE_KINDS:
+                continue
+            hiding = np.flatnonzero(
+                (part.numa_node != self.target) & ((part.flags & (HIDDEN | HEAD)) == (HIDDEN | HEAD))
+            )
+            for start in range(0, hiding.size, _TOUCHES):
+                self.check()
+                if self.process.kernel.touch(self.process.pid, part.addresses(hiding[start : start + _TOUCHES])):
+                    break
+                touched = True
+        return touched
 
     def check(self) -> None:
         """Raise Stopped or ProcessEnded when nothing more is to be done."""
@@ -99,11 +128,13 @@ class Mover:
         for plan in units(part, target=self.target, privileged=self.privileged):
             trials = done.trials.setdefault(start, np.zeros(part.page.size, dtype=np.uint8))
             chosen = np.arange(plan.position.size)
-            if start in self.memory.given_up or patience.ended:
+            given_up = start in self.memory.given_up or patience.ended
+            if given_up:
                 trials[plan.pages(chosen)] = Trial.GIVEN_UP
-                continue
-            hopeless = np.isin(part.addresses(plan.position), self.memory.hopeless())
+            hopeless = np.isin(part.addresses(plan.position), self.memory.refused_folios(1 if given_up else _TRIES))
             trials[plan.pages(chosen[hopeless])] = Trial.REFUSED
+            if given_up:
+                continue
             self._move_units(part, plan, chosen[~hopeless], trials=trials, patience=patience, done=done, number=number)
         if patience.ended:
             self.memory.given_up.add(start)

@@ -24,6 +24,8 @@ FRAME = np.uint64((1 << 55) - 1)
 
 COMPOUND_HEAD = np.uint64(1 << 15)
 COMPOUND_TAIL = np.uint64(1 << 16)
+NO_PAGE = np.uint64(1 << 20)
+ZERO_PAGE = np.uint64(1 << 24)
 
 _WORD = 8
 _GAP = 4096

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ from .survey import FILE, HEAD, HIDDEN, SHARED, MappingPages, Survey
 
 _WINDOW = 1 << 20
 """Pages planned at once, so that a plan never needs more than some tens of MB."""
-_MOVABLE = frozenset({Kind.ANON, Kind.SHMEM, Kind.FILE})
+MOVABLE_KINDS = frozenset({Kind.ANON, Kind.SHMEM, Kind.FILE})
 
 
 class Trial(enum.IntEnum):
@@ -60,7 +60,7 @@ def shared_cache(part: MappingPages, cut: slice) -> NDArray[np.bool_]:
 
 def movable(part: MappingPages, cut: slice, *, target: int, privileged: bool) -> NDArray[np.bool_]:
     """Return which pages, bool[k], are off target and may be moved; without privilege those that nobody shares."""
-    if part.mapping.kind not in _MOVABLE:
+    if part.mapping.kind not in MOVABLE_KINDS:
         return np.zeros(part.page[cut].size, dtype=np.bool_)
     mask: NDArray[np.bool_] = (part.numa_node[cut] != target) & ((part.flags[cut] & HIDDEN) == 0)
     mask &= ~shared_cache(part, cut)
@@ -69,11 +69,11 @@ def movable(part: MappingPages, cut: slice, *, target: int, privileged: bool) ->
     return mask
 
 
-def movable_bytes(survey: Survey, *, target: int, privileged: bool) -> int:
-    """Return the bytes of a process that are off target and may be moved."""
+def movable_bytes(parts: Iterable[MappingPages], *, target: int, privileged: bool) -> int:
+    """Return the bytes of some mappings that are off target and may be moved."""
     return sum(
         int(np.count_nonzero(movable(part, slice(None), target=target, privileged=privileged))) * part.mapping.page_size
-        for part in survey.pages
+        for part in parts
     )
 
 
@@ -82,7 +82,7 @@ def hidden_bytes(survey: Survey, *, target: int) -> int:
     return sum(
         int(np.count_nonzero((part.numa_node != target) & ((part.flags & HIDDEN) != 0))) * part.mapping.page_size
         for part in survey.pages
-        if part.mapping.kind in _MOVABLE
+        if part.mapping.kind in MOVABLE_KINDS
     )
 
 

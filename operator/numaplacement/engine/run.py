@@ -186,14 +186,23 @@ class _Run:
         last = before
         while True:
             self.passes += 1
-            done = mover.run(last, number=self.passes)
+            done = mover.run(self._revealed(process, mover, last), number=self.passes)
             self.watcher.progressed(Progress(stage=Stage.VERIFY, pass_number=self.passes, bytes_done=mover.moved))
             after = survey(process.pid, process.kernel)
-            left = movable_bytes(after, target=mover.target, privileged=mover.privileged)
+            left = mover.left(after)
             hidden = hidden_bytes(after, target=mover.target)
             if done.stopped or self.passes == _PASSES or not (hidden or (left and done.moved)):
                 return done, after
             last = after
+
+    def _revealed(self, process: HeldProcess, mover: Mover, last: Survey) -> Survey:
+        """Return a survey in which the pages that hid can be seen, as far as they let themselves be."""
+        try:
+            if hidden_bytes(last, target=mover.target) and mover.reveal(last):
+                return survey(process.pid, process.kernel)
+        except Stopped:
+            return last  # the mover stops for the same reason
+        return last
 
     def _measured(self, verdict: Verdict) -> Verdict:
         """Return the verdict with what the run itself measured."""
@@ -251,7 +260,7 @@ def _gather(process: HeldProcess, *, host: HostFacts, before: Survey, target: in
             process=facts,
             pins=pins,
             total=before.total(),
-            needed=movable_bytes(before, target=target, privileged=privileged) if before.located else away,
+            needed=movable_bytes(before.pages, target=target, privileged=privileged) if before.located else away,
             pinned_off_target=_held_off_target(before, held, target),
             bound_elsewhere=sum(
                 count for row in bound for numa_node, count in row.bytes_by_numa_node.items() if numa_node != target

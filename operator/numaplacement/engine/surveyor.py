@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from .errors import EngineError, LocatingRefused, ProcessEnded
 from .folios import heads_from_flags, heads_from_shape, in_huge_folios
+from .hidden import UNKNOWN_NODE, FrameMap, absent, frame_map, missing_pages, place_hidden
 from .kernel import Kernel
 from .mappings import Kind, Mapping, bytes_by_numa_node, page_class, parse_numa_maps, parse_smaps, parse_tmpfs_devices
-from .pagemap import EXCLUSIVE, FILE_OR_SHARED, FRAME, PRESENT, WordFile, frame_flags
+from .pagemap import EXCLUSIVE, FILE_OR_SHARED, FRAME, NO_PAGE, PRESENT, ZERO_PAGE, WordFile, frame_flags
 from .survey import FILE, HEAD, HIDDEN, HUGE, SHARED, MappingPages, Survey, class_rows, survey_of
 from .verdict import PageClass
 
@@ -50,6 +51,8 @@ def reading(pid: int) -> Iterator[None]:
             " namespace, and with hostPID"
         ) from error
     except OSError as error:
+        if error.errno == errno.EINVAL:  # what mountinfo says of a zombie, fs/proc_namespace.c
+            raise ProcessEnded from error
         raise EngineError(f"cannot read /proc/{pid}: {error}; mount the host's /proc") from error
 
 
@@ -60,7 +63,8 @@ def survey(pid: int, kernel: Kernel) -> Survey:
     read. Pages that appear, vanish or move meanwhile are seen as they are at the moment their window is read.
     """
     mappings = read_mappings(pid, kernel)
-    surveyor = _Surveyor(pid, kernel)
+    with reading(pid):
+        surveyor = _Surveyor(pid, kernel, kernel.huge_page_size(), frame_map(kernel.read(kernel.proc / "zoneinfo")))
     with reading(pid), ExitStack() as stack:
         pagemap = stack.enter_context(WordFile(kernel.process(pid, "pagemap")))
         kpageflags = _open_kpageflags(kernel, stack)
@@ -101,48 +105,60 @@ def _open_kpageflags(kernel: Kernel, stack: ExitStack) -> WordFile | None:
 
 @dataclass
 class _Surveyor:
-    """Looks at one process once; reads numa_maps only when a page hides."""
+    """Looks at one process once; reads numa_maps only when a page hides and its frame is not shown."""
 
     pid: int
     kernel: Kernel
+    huge: int
+    frames: FrameMap | None
     base: int = field(default_factory=lambda: os.sysconf("SC_PAGE_SIZE"))
     _numa_maps: dict[int, Table[int, int]] | None = None
 
     def pages_of(self, mapping: Mapping, pagemap: WordFile, kpageflags: WordFile | None) -> MappingPages:
         """Return the pages of one mapping."""
-        ratio = max(1, mapping.page_size // self.base)
-        huge_pages = self.kernel.huge_page_size() // self.base
-        parts: list[tuple[NDArray[np.uint32], NDArray[np.int16], NDArray[np.uint8]]] = []
-        huge_left = mapping.huge // self.kernel.huge_page_size()
+        huge_left = mapping.huge // self.huge
+        parts: list[_Part] = []
         for first, count in _windows(mapping.start // self.base, mapping.end // self.base):
-            words = pagemap.read(first, count)[::ratio]
-            position = np.flatnonzero(words & PRESENT)
-            number = first + position * ratio
-            numa_node, hidden, known = self._locate(number)
-            number, words = number[known], words[position[known]]
-            flags = np.where(words & FILE_OR_SHARED, FILE, np.uint8(0))
-            flags |= np.where(words & EXCLUSIVE, np.uint8(0), SHARED)
-            flags |= np.where(hidden, HIDDEN, np.uint8(0))
-            heads = np.ones(number.size, dtype=np.bool_)
-            if ratio == 1 and number.size:
-                heads, exact = _heads(number, words, numa_node, kpageflags, huge_pages if mapping.huge else 0)
-                huge = in_huge_folios(heads, huge_pages=huge_pages, at_most=number.size if exact else huge_left)
-                huge_left -= int(np.count_nonzero(huge)) // huge_pages
-                flags |= np.where(huge, HUGE, np.uint8(0))
-            flags |= np.where(heads, HEAD, np.uint8(0))
-            relative = (number - mapping.start // self.base) // ratio
-            parts.append((relative.astype(np.uint32), numa_node, flags.astype(np.uint8)))
-        pages = MappingPages(
+            part = self._window(mapping, pagemap.read(first, count), first, kpageflags, huge_left)
+            huge_left -= int(np.count_nonzero(part.flags & HUGE)) * self.base // self.huge
+            parts.append(part)
+        numa_node = np.concatenate([part.numa_node for part in parts])
+        keep = self._place_hidden(mapping, numa_node)
+        return MappingPages(
             mapping=mapping,
-            page=np.concatenate([part[0] for part in parts]),
-            numa_node=np.concatenate([part[1] for part in parts]),
-            flags=np.concatenate([part[2] for part in parts]),
+            page=np.concatenate([part.page for part in parts])[keep],
+            numa_node=numa_node[keep],
+            flags=np.concatenate([part.flags for part in parts])[keep],
         )
-        self._place_hidden(pages)
-        return pages
 
-    def _locate(self, number: NDArray[np.int64]) -> tuple[NDArray[np.int16], NDArray[np.bool_], NDArray[np.bool_]]:
-        """Return for page numbers int64[n] the NUMA nodes int16[k] and hidden bool[k] of the k known, bool[n]."""
+    def _window(
+        self, mapping: Mapping, words: NDArray[np.uint64], first: int, kpageflags: WordFile | None, huge_left: int
+    ) -> _Part:
+        """Return the pages of one window, from pagemap's words for the base pages from number `first` on."""
+        ratio = max(1, mapping.page_size // self.base)
+        position = np.flatnonzero(words[::ratio] & PRESENT)
+        words = words[::ratio][position]
+        number = first + position * ratio
+        status = self._locate(number)
+        where = self._nodes(mapping, words, status, kpageflags)
+        known = where != _NOWHERE
+        number, words, numa_node = number[known], words[known], where[known]
+        hidden = status[known] < 0
+        flags = np.where(words & FILE_OR_SHARED, FILE, np.uint8(0))
+        flags |= np.where(words & EXCLUSIVE, np.uint8(0), SHARED)
+        flags |= np.where(hidden, HIDDEN, np.uint8(0))
+        heads = np.ones(number.size, dtype=np.bool_)
+        if ratio == 1 and number.size:
+            huge_pages = self.huge // self.base
+            heads, exact = _heads(number, words, numa_node, kpageflags, huge_pages if mapping.huge else 0)
+            huge = in_huge_folios(heads, huge_pages=huge_pages, at_most=number.size if exact else huge_left)
+            flags |= np.where(huge, HUGE, np.uint8(0))
+        flags |= np.where(heads, HEAD, np.uint8(0))
+        relative = (number - mapping.start // self.base) // ratio
+        return _Part(page=relative.astype(np.uint32), numa_node=numa_node, flags=flags.astype(np.uint8))
+
+    def _locate(self, number: NDArray[np.int64]) -> NDArray[np.int32]:
+        """Return what move_pages(2) says, int32[n], of page numbers int64[n]."""
         status = np.empty(number.size, dtype=np.int32)
         for start in range(0, number.size, _QUERY):
             part = number[start : start + _QUERY]
@@ -150,41 +166,61 @@ class _Surveyor:
             if result.errno:
                 raise_for_query(result.errno)
             status[start : start + _QUERY] = result.status
-        hidden = status == -errno.ENOENT
-        known = (status >= 0) | hidden
-        return status[known].clip(min=0).astype(np.int16), hidden[known], known
+        return status
 
-    def _place_hidden(self, pages: MappingPages) -> None:
-        hidden = np.flatnonzero(pages.flags & HIDDEN)
-        if hidden.size == 0:
-            return
+    def _nodes(
+        self, mapping: Mapping, words: NDArray[np.uint64], status: NDArray[np.int32], kpageflags: WordFile | None
+    ) -> NDArray[np.int16]:
+        """Return where pages are, int16[n]: a NUMA node, or one of the three constants below."""
+        where = np.where(status >= 0, status, _NOWHERE).astype(np.int16)
+        if mapping.kind is Kind.DEVICE or not (status < 0).any():
+            return where
+        unseen = absent(words, status)
+        frame = words & FRAME
+        if kpageflags is not None and self.frames is not None and frame.any():
+            asked = np.flatnonzero(unseen.hidden | unseen.doubtful)
+            zero = (frame_flags(kpageflags, frame[asked]) & (ZERO_PAGE | NO_PAGE)) != 0
+            where[asked] = np.where(zero, _NOWHERE, self.frames.numa_nodes(frame[asked]))
+            where[asked[where[asked] == UNKNOWN_NODE]] = _NOWHERE
+            return where
+        where[unseen.hidden] = _SOMEWHERE
+        where[unseen.doubtful] = _PERHAPS
+        return where
+
+    def _place_hidden(self, mapping: Mapping, numa_node: NDArray[np.int16]) -> NDArray[np.bool_]:
+        """Give the pages that are somewhere a NUMA node, and return which pages, bool[n], are at all."""
+        somewhere, perhaps = np.flatnonzero(numa_node == _SOMEWHERE), np.flatnonzero(numa_node == _PERHAPS)
+        keep = np.ones(numa_node.size, dtype=np.bool_)
+        if somewhere.size + perhaps.size == 0:
+            return keep
         if self._numa_maps is None:
             rows = parse_numa_maps(self.kernel.read(self.kernel.process(self.pid, "numa_maps")))
             self._numa_maps = {row.start: row.bytes_by_numa_node for row in rows}
-        counted = self._numa_maps.get(pages.mapping.start, {})
-        seen = np.bincount(pages.numa_node[(pages.flags & HIDDEN) == 0])
-        missing = {
-            numa_node: count // pages.mapping.page_size - (int(seen[numa_node]) if numa_node < seen.size else 0)
-            for numa_node, count in counted.items()
-        }
-        pages.numa_node[hidden] = place_hidden(hidden.size, missing)
+        missing = missing_pages(
+            self._numa_maps.get(mapping.start, {}), numa_node[numa_node >= 0], page_size=mapping.page_size
+        )
+        hiding = max(0, min(perhaps.size, sum(missing.values()) - somewhere.size))
+        keep[perhaps[hiding:]] = False
+        placed = np.concatenate((somewhere, perhaps[:hiding]))
+        numa_node[placed] = place_hidden(placed.size, missing)
+        return keep
 
 
-def place_hidden(count: int, missing: Table[int, int]) -> NDArray[np.int16]:
-    """Return NUMA nodes, int16[count], for pages that hide, from the pages each NUMA node is `missing`.
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """Pages of one window; arrays as in MappingPages."""
 
-    Which page is where is not known, how many are where is. When the sums do not agree, because the process ran on,
-    the last NUMA node that is missing any takes the difference (0 when none is).
-    """
-    nodes = [numa_node for numa_node, pages in missing.items() if pages > 0]
-    if not nodes:
-        return np.zeros(count, dtype=np.int16)
-    placed = np.repeat(
-        np.array(nodes, dtype=np.int16), np.array([missing[numa_node] for numa_node in nodes], dtype=np.int64)
-    )
-    if placed.size < count:
-        placed = np.append(placed, np.full(count - placed.size, nodes[-1], dtype=np.int16))
-    return placed[:count]
+    page: NDArray[np.uint32]
+    numa_node: NDArray[np.int16]
+    flags: NDArray[np.uint8]
+
+
+_NOWHERE = -2
+"""Not memory of the process: the zero page, or gone meanwhile."""
+_SOMEWHERE = -3
+"""Memory of the process on a NUMA node that numa_maps will tell."""
+_PERHAPS = -4
+"""One of the two."""
 
 
 def raise_for_query(number: int) -> None:

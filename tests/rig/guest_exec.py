@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The exec agent inside the emulated host: starts processes for the session outside and brings their output back.
 
-It connects out to the session's loopback listener, proves itself with a one-time token and then does what it is told. When that
-connection ends, so does the agent, and with it the guest (guest_init.sh powers off). Standard library only, and little of it: an
-import costs twenty times more under emulation.
+It connects out to the session's loopback listener, proves itself with a one-time token and then does what it is told.
+When that connection ends, so does the agent, and with it the guest (guest_init.sh powers off). Standard library only,
+and little of it: an import costs twenty times more under emulation.
 
 A frame is two big-endian 32-bit lengths, a JSON header of the first length and raw bytes of the second.
 
@@ -15,6 +15,7 @@ A frame is two big-endian 32-bit lengths, a JSON header of the first length and 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -43,7 +44,9 @@ class FrameDecoder:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> Iterator[tuple[Header, bytes]]:
-        """Add what was received; yields each frame that is now whole. Raises ValueError when the stream cannot be frames."""
+        """Add what was received; yields each frame that is now whole. Raises ValueError when the stream cannot be
+        frames.
+        """
         self._buffer += data
         while len(self._buffer) >= _LENGTHS.size:
             header_length, payload_length = _LENGTHS.unpack_from(self._buffer)
@@ -133,10 +136,8 @@ class Agent:
                 process.stdin_ends = process.stdin_ends or not payload
                 self._write(process)
             elif header["op"] == "signal":
-                try:
+                with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, int(str(header["signal"])))
-                except ProcessLookupError:
-                    pass
 
     def _start(self, number: int, header: Header) -> None:
         argv, env, cwd = header["argv"], header["env"], header["cwd"]
@@ -195,7 +196,9 @@ class Agent:
         return bool(data)
 
     def _finish(self, process: _Process) -> None:
-        """The process ended: what is in its pipes goes out, then its status. Children that keep a pipe open are not waited for."""
+        """The process ended: what is in its pipes goes out, then its status. Children that keep a pipe open are not
+        waited for.
+        """
         pid, status = os.waitpid(process.pid, os.WNOHANG)
         if not pid:  # an event of a descriptor number that was another process's a moment ago
             return

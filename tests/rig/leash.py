@@ -3,13 +3,16 @@
 
     python -I leash.py SECONDS COMMAND…
 
-Standard input is the leash: its end of file (the session closed it, or died, even by SIGKILL) ends the command, and so does the
-time limit. Should this process itself be killed, the kernel ends the command (PR_SET_PDEATHSIG). The command's PID is the first
-line on standard output. Standard library only and a program of its own, so that it works whatever state the session is in.
+Standard input is the leash: its end of file (the session closed it, or died, even by SIGKILL) ends the command, and so
+does the time limit. Should this process itself be killed, the kernel ends the command (PR_SET_PDEATHSIG). The
+command's PID is the first line on standard output. Standard library only and a program of its own, so that it works
+whatever state the session is in.
 
-Exit status: the command's own, 128 + signal when a signal ended it, 124 after the time limit, 137 when the leash was let go.
+Exit status: the command's own, 128 + signal when a signal ended it, 124 after the time limit, 137 when the leash was
+let go.
 """
 
+import contextlib
 import ctypes
 import os
 import select
@@ -29,10 +32,8 @@ def _die_with_parent() -> None:
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
     """SIGKILL for the command and all that is still in its process group."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()
 
 

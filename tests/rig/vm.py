@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Real VMs on the emulated host, as KubeVirt and libvirt would leave them there. Runs inside the guest, as root.
 
-A VM is Debian's QEMU under KVM with libvirt's command line, in a kubelet-shaped cgroup, below a parent that stays, running the ROM
-of vm_rom.py. Its memory is where the kernel's default policy put it: QEMU's threads first touched it from CPUs of the wanted NUMA
-nodes, as happens on real hosts, and no policy is left behind.
+A VM is Debian's QEMU under KVM with libvirt's command line, in a kubelet-shaped cgroup, below a parent that stays,
+running the ROM of vm_rom.py. Its memory is where the kernel's default policy put it: QEMU's threads first touched it
+from CPUs of the wanted NUMA nodes, as happens on real hosts, and no policy is left behind.
 
     python -m tests.rig.vm start --namespace prod --name db --memory 512M --numa-nodes 1,2,3      prints JSON
     python -m tests.rig.vm numa --pid PID  |  watch --pid PID  |  stop --pid PID
@@ -30,6 +30,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from tests.rig import vm_rom
+from tests.rig.vm_memory import VmError, node_cpus, numa_pages, numastat_p, parse_list, ram_mapping
 
 CGROUPS = Path("/sys/fs/cgroup")
 STATES = Path("/run/rig-vm")
@@ -42,16 +43,14 @@ _THP = 2 << 20
 _START_LIMIT = 90.0
 
 
-class VmError(Exception):
-    """A VM cannot be started or reached; the message says why."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class VmSpec:
-    """What VM to start. `memory` is in bytes; `numa_nodes` is where its RAM shall lie, in equal parts where `exact_spread`.
+    """What VM to start.
 
-    `qos` is Guaranteed, Burstable or BestEffort; `cgroup_driver` cgroupfs or systemd. `thp=False` gives RAM of 4 KiB pages only.
-    `one_tick_in` is how busy the VM is (vm_rom.py).
+    `memory` is in bytes. `numa_nodes` is where its RAM shall lie, in equal parts one after the other if `exact_spread`;
+    of a VM with `vfio` it lies there as it was first touched, since what a device pins cannot be placed afterwards.
+    `qos` is Guaranteed, Burstable or BestEffort; `cgroup_driver` cgroupfs or systemd. `thp=False` gives RAM of 4 KiB
+    pages only. `one_tick_in` is how busy the VM is (vm_rom.py); with `paused` it does not run until `resume`.
     """
 
     namespace: str
@@ -67,13 +66,16 @@ class VmSpec:
     cpuset_mems: str = ""
     thp: bool = True
     vfio: bool = False
+    paused: bool = False
     accel: str = "auto"
     one_tick_in: int = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunningVm:
-    """A started VM: QEMU's PID, its parent's, its cgroup below /sys/fs/cgroup, and where its RAM is in QEMU's address space."""
+    """A started VM: QEMU's PID, its parent's, its cgroup below /sys/fs/cgroup, and where its RAM is in QEMU's address
+    space.
+    """
 
     namespace: str
     name: str
@@ -90,7 +92,7 @@ class RunningVm:
 
     def qmp(self, command: str, **arguments: object) -> object:
         """Run one QMP command on QEMU's monitor and return its answer. Raises VmError when QEMU refuses it."""
-        return _qmp(Path(self.state_dir) / "monitor.sock", command, **arguments)
+        return _qmp(Path(self.state_dir) / "monitor.sock", command, arguments)
 
     def pause(self) -> None:
         """Stop its vCPUs."""
@@ -154,9 +156,7 @@ def start_vm(spec: VmSpec) -> RunningVm:
         _launch(command, state_dir / "qemu.log", enter)
         pid = _wait_for_monitor(state_dir, cgroup, deadline=begin + _START_LIMIT)
         parent_pid = _parent(pid)
-        for process in (pid, parent_pid):
-            for thread in os.listdir(f"/proc/{process}/task"):
-                os.sched_setaffinity(int(thread), range(os.cpu_count() or 1))
+        _let_run_anywhere(pid, parent_pid)
         ram_address = ram_mapping(pid, spec.memory)
         if spec.exact_spread and not spec.vfio:
             _spread(pid, ram_address, spec.memory, spec.numa_nodes)
@@ -179,7 +179,8 @@ def start_vm(spec: VmSpec) -> RunningVm:
         state_dir=str(state_dir),
         start_seconds=round(time.monotonic() - begin, 2),
     )
-    vm.resume()
+    if not spec.paused:
+        vm.resume()
     (state_dir / "state.json").write_text(json.dumps(asdict(vm)))
     return vm
 
@@ -193,7 +194,7 @@ def _launch(command: list[str], log: Path, enter: Callable[[], None]) -> None:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            preexec_fn=enter,  # noqa: PLW1509 - one thread
+            preexec_fn=enter,
             start_new_session=True,
             check=True,
         )
@@ -201,7 +202,9 @@ def _launch(command: list[str], log: Path, enter: Callable[[], None]) -> None:
 
 @contextmanager
 def _numa_balancing_off() -> Iterator[None]:
-    """While memory is being placed: AutoNUMA's scan hides pages from move_pages (ENOENT, EFAULT) and moves some of its own accord."""
+    """While memory is being placed: AutoNUMA's scan hides pages from move_pages (ENOENT, EFAULT) and moves some of its
+    own accord.
+    """
     setting = Path("/proc/sys/kernel/numa_balancing")
     before = setting.read_text()
     setting.write_text("0")
@@ -221,7 +224,9 @@ def find_vm(pid: int) -> RunningVm:
 
 
 def cgroup_path(*, pod_uid: str, container_id: str, qos: str, driver: str) -> str:
-    """The container's cgroup below /sys/fs/cgroup as kubelet and containerd name it (kernel.md: pod_container_manager_linux.go)."""
+    """The container's cgroup below /sys/fs/cgroup as kubelet and containerd name it (kernel.md:
+    pod_container_manager_linux.go).
+    """
     level = "" if qos == "Guaranteed" else qos.lower()
     if driver == "systemd":
         slice_name = "-".join(part for part in ("kubepods", level) if part)
@@ -244,7 +249,9 @@ def make_cgroup(spec: VmSpec) -> Path:
 
 
 def qemu_command(spec: VmSpec, *, state_dir: Path, accel: str, vfio_device: str | None) -> list[str]:
-    """QEMU's command line as libvirt writes it for a KubeVirt VM (recorded with KubeVirt 1.9.0), with our ROM and prealloc."""
+    """QEMU's command line as libvirt writes it for a KubeVirt VM (recorded with KubeVirt 1.9.0), with our ROM and
+    prealloc.
+    """
     ram = {"qom-type": "memory-backend-ram", "id": "pc.ram", "size": spec.memory, "prealloc": True}
     ram["prealloc-threads"] = len(spec.numa_nodes)
     monitor = f"socket,id=charmonitor,path={state_dir}/monitor.sock,server=on,wait=off"
@@ -264,7 +271,9 @@ def qemu_command(spec: VmSpec, *, state_dir: Path, accel: str, vfio_device: str 
 
 
 def bind_vfio() -> str:
-    """Give QEMU's `edu` device (1234:11e8) to vfio-pci, as KubeVirt does with a device to be passed through; its PCI address."""
+    """Give QEMU's `edu` device (1234:11e8) to vfio-pci, as KubeVirt does with a device to be passed through; its PCI
+    address.
+    """
     subprocess.run(["modprobe", "-a", "vfio_iommu_type1", "vfio-pci"], check=True)
     for device in Path("/sys/bus/pci/devices").iterdir():
         if (device / "device").read_text().strip() == "0x11e8":
@@ -276,75 +285,10 @@ def bind_vfio() -> str:
     raise VmError("this host has no edu device to pass through")
 
 
-def parse_list(text: str) -> list[int]:
-    """A kernel list such as `0-2,5` as numbers."""
-    numbers: list[int] = []
-    for part in filter(None, text.strip().split(",")):
-        first, _, last = part.partition("-")
-        numbers += range(int(first), int(last or first) + 1)
-    return numbers
-
-
-def node_cpus(numa_node: int) -> list[int]:
-    """The CPUs of a NUMA node. Raises VmError when the host has no such node."""
-    try:
-        return parse_list(Path(f"/sys/devices/system/node/node{numa_node}/cpulist").read_text())
-    except FileNotFoundError:
-        raise VmError(f"this host has no NUMA node {numa_node}") from None
-
-
-def parse_numa_maps(text: str, address: int | None = None) -> dict[int, int]:
-    """4 KiB pages by NUMA node in a numa_maps text, of all mappings or of the one at `address` (proc(5))."""
-    pages: dict[int, int] = {}
-    for line in text.splitlines():
-        if address is not None and int(line.split(maxsplit=1)[0], 16) != address:
-            continue
-        size = re.search(r"kernelpagesize_kB=(\d+)", line)
-        for node, count in re.findall(r" N(\d+)=(\d+)", line):
-            pages[int(node)] = pages.get(int(node), 0) + int(count) * (int(size[1]) if size else 4) // 4
-    return pages
-
-
-def numa_pages(pid: int, address: int | None = None) -> dict[int, int]:
-    """4 KiB pages of a process by NUMA node, all of it or one mapping, from /proc/PID/numa_maps. No code of the product is in this."""
-    return parse_numa_maps(Path(f"/proc/{pid}/numa_maps").read_text(), address)
-
-
-def parse_numastat(text: str) -> dict[int, float]:
-    """MiB by NUMA node from the output of numastat -p."""
-    nodes = [int(number) for number in re.findall(r"Node (\d+)", text)]
-    for line in text.splitlines():
-        words = line.split()
-        if words and words[0] == "Total" and len(words) >= len(nodes) + 1:
-            return dict(zip(nodes, map(float, words[1:]), strict=False))
-    raise VmError(f"no totals in what numastat says:\n{text}")
-
-
-def numastat_p(pid: int) -> dict[int, float]:
-    """MiB of a process by NUMA node, by numastat -p."""
-    result = subprocess.run(["numastat", "-p", str(pid)], capture_output=True, text=True, check=True)
-    return parse_numastat(result.stdout)
-
-
-def memory_policy(pid: int, address: int) -> str:
-    """The memory policy numa_maps shows for the mapping at `address`."""
-    for line in Path(f"/proc/{pid}/numa_maps").read_text().splitlines():
-        start, policy = line.split()[:2]
-        if int(start, 16) == address:
-            return policy
-    raise VmError(f"process {pid} has no mapping at {address:#x}")
-
-
-def ram_mapping(pid: int, size: int) -> int:
-    """The address of the VM's RAM in QEMU: its one writable mapping of just that size. Raises VmError."""
-    found = []
-    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
-        first, last = (int(number, 16) for number in line.split()[0].split("-"))
-        if line.split()[1].startswith("rw") and last - first == size:
-            found.append(first)
-    if len(found) != 1:
-        raise VmError(f"process {pid} has {len(found)} writable mappings of {size} bytes, not one")
-    return found[0]
+def _let_run_anywhere(*pids: int) -> None:
+    for pid in pids:
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            os.sched_setaffinity(int(thread.name), range(os.cpu_count() or 1))
 
 
 def _spread(pid: int, address: int, size: int, numa_nodes: tuple[int, ...]) -> None:
@@ -365,8 +309,8 @@ def _spread(pid: int, address: int, size: int, numa_nodes: tuple[int, ...]) -> N
             if len(wrong) >= before:
                 raise VmError(f"{len(wrong)} pages of the VM do not go to NUMA node {node}")
             before = len(wrong)
-            # The kernel ends a call at the first page it cannot move, and cannot move a huge page a second time in one call, so
-            # first one address for each of those.
+            # The kernel ends a call at the first page it cannot move, and cannot move a huge page a second time in one
+            # call, so first one address for each of those.
             _move_pages(pid, [page for page in wrong if page % _THP == 0] or wrong, node)
 
 
@@ -387,8 +331,9 @@ def _wait_for_monitor(state_dir: Path, cgroup: Path, *, deadline: float) -> int:
     path = state_dir / "monitor.sock"
     while time.monotonic() < deadline and (cgroup / "cgroup.procs").read_text():
         try:
-            # The greeting comes from a thread of its own, before the machine is made: only the answer to a command tells.
-            _qmp(path, "query-status", timeout=deadline - time.monotonic())
+            # The greeting comes from a thread of its own, before the machine is made: only the answer to a command
+            # tells.
+            _qmp(path, "query-status", {}, timeout=deadline - time.monotonic())
             with socket.socket(socket.AF_UNIX) as monitor:
                 monitor.connect(str(path))
                 credentials = monitor.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
@@ -400,7 +345,7 @@ def _wait_for_monitor(state_dir: Path, cgroup: Path, *, deadline: float) -> int:
     raise VmError(f"QEMU did not come up: {(state_dir / 'qemu.log').read_text().strip()[-2000:]}")
 
 
-def _qmp(path: Path, command: str, *, timeout: float = 30, **arguments: object) -> object:
+def _qmp(path: Path, command: str, arguments: dict[str, object], *, timeout: float = 30) -> object:
     with socket.socket(socket.AF_UNIX) as monitor:
         monitor.settimeout(timeout)
         monitor.connect(str(path))
@@ -458,6 +403,7 @@ def _parser() -> argparse.ArgumentParser:
     start.add_argument("--cpuset-cpus", default=argparse.SUPPRESS)
     start.add_argument("--cpuset-mems", default=argparse.SUPPRESS)
     start.add_argument("--no-thp", dest="thp", action="store_false", default=argparse.SUPPRESS)
+    start.add_argument("--paused", action="store_true", default=argparse.SUPPRESS)
     start.add_argument("--vfio", action="store_true", default=argparse.SUPPRESS)
     start.add_argument("--accel", choices=("auto", "kvm", "tcg"), default=argparse.SUPPRESS)
     for name, text in (("numa", "its 4 KiB pages by NUMA node"), ("watch", "what runs in it"), ("stop", "end it")):
@@ -474,8 +420,8 @@ def main(arguments: list[str] | None = None) -> int:
             answer: object = asdict(start_vm(VmSpec(**options)))
         elif action == "numa":
             pid = options["pid"]
-            answer = {"numa_maps": numa_pages(pid), "ram": numa_pages(pid, find_vm(pid).ram_address)}
-            answer["numastat_mib"] = numastat_p(pid)
+            ram = numa_pages(pid, find_vm(pid).ram_address)
+            answer = {"numa_maps": numa_pages(pid), "ram": ram, "numastat_mib": numastat_p(pid)}
         else:
             vm = find_vm(options["pid"])
             if action == "stop":

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The whole software of a rig VM: a ROM that writes to all of its RAM without end, and checks what it wrote before.
 
-Made here byte by byte (Intel SDM volume 2 has the encodings): no firmware or disk boots in sensible time when KVM itself is
-emulated. Page by page, from 1 MiB up to the end of RAM, the guest stores the number of its present pass and the page's own
-address, after having checked that the page still holds its address and the number of the pass before. It works in one timer tick
-(20 ms) out of `one_tick_in` and halts in the others, so that a busy VM does not take a whole CPU. To the first serial port go
-`alive` and a dot for each pass.
+Made here byte by byte (Intel SDM volume 2 has the encodings): no firmware or disk boots in sensible time when KVM
+itself is emulated. Page by page, from 1 MiB up to the end of RAM, the guest stores the number of its present pass and
+the page's own address, after having checked that the page still holds its address and the number of the pass before.
+It works in one timer tick (20 ms) out of `one_tick_in` and halts in the others, so that a busy VM does not take a
+whole CPU. To the first serial port go `alive` and a dot for each pass.
 
-For whoever watches from outside, in guest physical memory: u32 at PASSES_ADDRESS = complete passes, u32 at ERRORS_ADDRESS = pages
-found wrong; each page: u32 pass number, u32 own address.
+For whoever watches from outside, in guest physical memory: u32 at PASSES_ADDRESS = complete passes, u32 at
+ERRORS_ADDRESS = pages found wrong; each page: u32 pass number, u32 own address.
 """
 
 from __future__ import annotations
@@ -120,7 +120,8 @@ def _protected_mode(ram_size: int, one_tick_in: int) -> bytes:
 def build(*, ram_size: int, one_tick_in: int = 4) -> bytes:
     """The 64 KiB image for QEMU's -bios, for a VM of `ram_size` bytes.
 
-    Raises ValueError when the RAM is not whole pages between 2 MiB and 3 GiB, or `one_tick_in` no power of two up to 128.
+    Raises ValueError when the RAM is not whole pages between 2 MiB and 3 GiB, or `one_tick_in` no power of two up to
+    128.
     """
     if one_tick_in not in {1 << bit for bit in range(8)}:
         raise ValueError(f"one tick in {one_tick_in}: this must be a power of two up to 128")

@@ -19,11 +19,12 @@ from typing import Any
 from rich.console import Console
 from rich.panel import Panel
 
-from tests.rig.control_plane import ControlPlane
-from tests.rig.guest import Guest
+from tests.rig.control_plane import ControlPlane, ControlPlaneError
+from tests.rig.gotoolchain import ToolError
+from tests.rig.guest import Guest, GuestError
 from tests.rig.installation import HOST, REPOSITORY, Installation, PlacedVm
 from tests.rig.picture import before_and_after, mebibytes
-from tests.rig.waiting import wait_until
+from tests.rig.waiting import DeadlineError, wait_until
 
 NAMESPACE = "prod"
 TARGET = 0
@@ -256,4 +257,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except (ControlPlaneError, DeadlineError, GuestError, ToolError) as error:
+        sys.exit(f"demo: {error}")

@@ -26,7 +26,7 @@ from tests.rig.waiting import wait_until
 HOST = "numa-host"
 NAMESPACE = "numaplacement"
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
-AGENT_POD_WAIT = 60.0
+AGENT_WAIT = 180.0
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Installation:
             document: dict[str, Any] = json.loads(found.stdout) if found.returncode == 0 else {}
             return document if document.get("status", {}).get("conditions") else None
 
-        return wait_until(seen, what=f"NumaHost {HOST}", timeout=AGENT_POD_WAIT, interval=0.3) or {}
+        return wait_until(seen, what=f"NumaHost {HOST}", timeout=AGENT_WAIT, interval=0.3) or {}
 
     def kill_agent(self) -> None:
         """End the agent with SIGKILL, in the middle of whatever it does."""

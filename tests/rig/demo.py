@@ -33,7 +33,7 @@ PAGE = 4096
 TIME_LIMIT = 600.0
 VERDICT_LIMIT = 120.0
 EXAMPLES = Path("manifests/examples")
-GPU_MEMORY = "128M"
+GPU_MEMORY = "64M"
 WATCHED = "custom-columns=" + ",".join(
     f"{kind}:.status.conditions[?(@.type=='Ready')].{kind}" for kind in ("status", "reason", "message")
 )
@@ -197,13 +197,11 @@ def second_act(demo: Demo) -> None:
     demo.console.print(f"[cyan]{HOST}# {' '.join(migrate)}[/cyan]", highlight=False)
     exit_status = guest.run(migrate, timeout=120, check=False).returncode
     after = demo.installation.vm_tool("numa", "--pid", str(vm.pid))
-    demo.console.print(
-        f"  exit status {exit_status}, no message; pages of the VM's RAM before {before['ram']}, after {after['ram']}",
-        highlight=False,
-        markup=False,
-    )
+    arrived = after["ram"].get(str(TARGET), 0) - before["ram"].get(str(TARGET), 0)
+    whole = sum(before["ram"].values())
     demo.check(
-        exit_status == 0 and before["ram"] == after["ram"], "migratepages exits 0 having moved nothing of its RAM"
+        exit_status == 0 and arrived * 100 < whole,
+        f"migratepages says nothing and exits {exit_status}; of the VM's {whole} pages of RAM {arrived} have moved",
     )
 
     demo.say("The same wish as a NumaPlacement")

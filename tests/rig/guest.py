@@ -42,7 +42,6 @@ REPOSITORY = RIG.parent.parent
 MACHINE_ADDRESS = "10.0.2.2"  # what QEMU's user network calls the machine's loopback
 NUMA_NODES = 4
 NUMA_NODE_SIZE = "2G"
-PACKAGES = "qemu-system-x86 busybox-static kmod iproute2 numactl linux-image-amd64"
 TIME_LIMIT_STATUS = 124
 LOST_STATUS = 255
 
@@ -361,7 +360,7 @@ class Guest:
         ]
         if missing:
             raise GuestError(
-                f"not installed: {', '.join(missing)}; install what the emulated host needs: apt-get install {PACKAGES}"
+                f"not installed: {', '.join(missing)}; `make setup` installs what the emulated host needs"
             )
         self.shared.mkdir()
         initramfs = self.folder / "initramfs"

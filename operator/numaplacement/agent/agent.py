@@ -23,7 +23,7 @@ from .logs import of_order
 from .orders import Order, Queue, read_order
 from .reporter import Reporter
 from .settings import Settings
-from .status_writer import OrderGone, StatusRejected, StatusWriter
+from .status_writer import StatusRejected, StatusWriter
 from .support import Refusal
 from .verdict import QUEUED, Moment, failed, judged, queued, refused, under_way
 
@@ -133,18 +133,23 @@ class Agent:
     async def _attend_to(self, order: Order, following: Following) -> None:
         say = of_order(log, namespace=order.namespace, name=order.name)
         started = order.started or _now()
-        taken = await self._writer.take_up(order, under_way(_moment(order, started), following.progress))
-        if taken is None:
-            self._queue.gone(order.uid)
-            say.info("is not to be carried out any more")
-            return
-        self._queue.seen(taken)
-        say.info("taken up")
-        status = await self._judge(taken, started, following)
-        if status is None:
-            say.info("left open: the agent is to stop")
-        else:
-            await self._settle(taken, status)
+        try:
+            # Not before the API server has it: an order whose end nobody here has heard of is not carried out.
+            taken = await self._writer.write(order, under_way(_moment(order, started), following.progress))
+            if taken is None or taken.deleting:
+                self._queue.gone(order.uid)
+                say.info("is not to be carried out any more")
+                return
+            self._queue.seen(taken)
+            say.info("taken up")
+            status = await self._judge(taken, started, following)
+            if status is None:
+                say.info("left open: the agent is to stop")
+            else:
+                await self._settle(self._queue.get(order.uid) or taken, status)
+        except StatusRejected as error:
+            say.error("the API server does not take its status: %s", error)
+            self._queue.done(order.uid)
 
     async def _judge(
         self, order: Order, started: datetime.datetime, following: Following
@@ -192,21 +197,19 @@ class Agent:
                     self._queue.seen(written)
 
     async def _settle(self, order: Order, status: NumaMigrationStatus) -> None:
+        """Write the verdict; the order leaves the queue."""
         say = of_order(log, namespace=order.namespace, name=order.name)
         try:
-            try:
-                await self._writer.settle(order, status)
-            except StatusRejected as error:
-                say.error("the API server does not take the verdict: %s", error)
-                moment = _moment(order, status.start_time or _now())
-                await self._writer.settle(order, failed(moment, reason="StatusRejected", message=str(error)))
-        except OrderGone:
-            say.info("was deleted: nobody is told its verdict")
-            self._queue.gone(order.uid)
-            return
+            written = await self._writer.write(order, status)
         except StatusRejected as error:
-            say.error("the API server does not take that either: %s", error)
-        self._queue.done(order.uid)
+            say.error("the API server does not take the verdict: %s", error)
+            fault = failed(_moment(order, status.start_time or _now()), reason="StatusRejected", message=str(error))
+            written = await self._writer.write(order, fault)
+        if written is None:
+            say.info("nobody is told the verdict: the order is gone, or has one, or the agent is to stop")
+            self._queue.gone(order.uid)
+        else:
+            self._queue.done(order.uid)
 
 
 def _moment(order: Order, started: datetime.datetime) -> Moment:

@@ -70,6 +70,7 @@ class Reporter:
         status = host_status(facts, vms, now=now, previous=self._written)
         due = self._written is None or self._clock() >= self._written_at + REFRESH
         if not due and not is_news(self._written, status):
+            log.debug("nothing new on the host")
             return
         try:
             if due:
@@ -79,6 +80,7 @@ class Reporter:
             self._written = None  # deleted since; made again the next time
             raise
         self._written, self._written_at = status, self._clock()
+        log.debug("NumaHost written")
 
     async def _ensure(self) -> None:
         """Create the NumaHost, or see that it still is as it should be."""

@@ -105,7 +105,7 @@ class Client:
 
         `document` is all that `manager` wants; what the same manager applied before and left out now is removed. With
         `force` fields that others own are taken over. A missing object is created, unless `subresource` is given: then
-        it is `NotFound`. A ``metadata.resourceVersion`` or ``uid`` that no longer fits is a `Conflict`.
+        it is `NotFound`. A ``metadata.resourceVersion`` that is not the present one is a `Conflict`.
         """
         namespace, name = _names(document)
         action = f"apply {subresource and subresource + ' of '}{_label(resource, namespace, name)}"

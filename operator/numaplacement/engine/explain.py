@@ -86,6 +86,8 @@ def _count(
     held_left = circumstances.held.get(part.mapping.start, 0) // part.mapping.page_size
     for cut in cuts(part):
         away = part.numa_node[cut] != circumstances.target
+        if not away.any():
+            continue
         codes = _codes(part, cut, last, circumstances)
         if held_left:
             held = np.flatnonzero(away)[:held_left]

@@ -7,12 +7,18 @@ import enum
 import re
 from collections.abc import Iterable
 from collections.abc import Mapping as Table
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from .listformat import parse_list
 from .verdict import PageClass
 
-_HEADER = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) (\S{4}) [0-9a-f]+ ([0-9a-f]+:[0-9a-f]+) \d+\s*(.*)$")
+_SMAPS = re.compile(
+    r"^(?:(?P<key>KernelPageSize|AnonHugePages|ShmemPmdMapped|FilePmdMapped): +(?P<value>\d+) kB"
+    r"|VmFlags:(?P<flags>.*)"
+    r"|(?P<start>[0-9a-f]+)-(?P<end>[0-9a-f]+) (?P<permissions>\S{4}) [0-9a-f]+ (?P<device>[0-9a-f]+:[0-9a-f]+) \d+ *"
+    r"(?P<path>.*))$",
+    re.MULTILINE,
+)
 _BIND = re.compile(r"^bind(?:=[^:]*)?:(.*)$")
 _KIB = 1024
 _OF_THE_CPU = frozenset({"[vdso]", "[vvar]", "[vvar_vclock]", "[vsyscall]"})
@@ -38,9 +44,8 @@ class Kind(enum.StrEnum):
 class Mapping:
     """One mapping: addresses `start` to `end`, and in bytes what smaps says of it.
 
-    `resident` counts pages of huge-page pools too. `huge` are transparent huge pages mapped whole. `flags` are the
-    VmFlags (Documentation/filesystems/proc.rst): lo locked, io, pf, ht huge-page pool, mg mergeable, sh shared, wr
-    writable.
+    `huge` are transparent huge pages mapped whole. `flags` are the VmFlags (Documentation/filesystems/proc.rst): lo
+    locked, io, pf, ht huge-page pool, mg mergeable, sh shared, wr writable.
     """
 
     start: int
@@ -49,7 +54,6 @@ class Mapping:
     kind: Kind
     flags: frozenset[str] = frozenset()
     permissions: str = "rw-p"
-    resident: int = 0
     huge: int = 0
     page_size: int = 4096
 
@@ -69,41 +73,36 @@ class Mapping:
         return self.kind is Kind.FILE and not (self.shared and self.writable)
 
 
-@dataclass
-class _Draft:
-    header: re.Match[str]
-    numbers: dict[str, int] = field(default_factory=dict)
-    flags: frozenset[str] = frozenset()
-
-    def finished(self, tmpfs_devices: frozenset[str]) -> Mapping:
-        get = self.numbers.get
-        start, end, permissions, device, path = self.header.groups()
-        return Mapping(
-            start=int(start, 16),
-            end=int(end, 16),
-            path=path,
-            kind=_kind(path, self.flags, on_tmpfs=device in tmpfs_devices, shared=permissions[3] == "s"),
-            flags=self.flags,
-            permissions=permissions,
-            resident=get("Rss", 0) + get("Private_Hugetlb", 0) + get("Shared_Hugetlb", 0),
-            huge=get("AnonHugePages", 0) + get("ShmemPmdMapped", 0) + get("FilePmdMapped", 0),
-            page_size=get("KernelPageSize", 4 * _KIB),
-        )
-
-
 def parse_smaps(text: str, tmpfs_devices: frozenset[str] = frozenset()) -> tuple[Mapping, ...]:
     """Return the mappings in the text of /proc/PID/smaps; `tmpfs_devices` as smaps writes devices, such as 00:1a."""
-    drafts: list[_Draft] = []
-    for line in text.splitlines():
-        key, colon, value = line.partition(":")
-        if colon and drafts and " " not in key:
-            if key == "VmFlags":
-                drafts[-1].flags = frozenset(value.split())
-            elif value.endswith(" kB"):
-                drafts[-1].numbers[key] = int(value[:-3]) * _KIB
-        elif header := _HEADER.match(line):
-            drafts.append(_Draft(header))
-    return tuple(draft.finished(tmpfs_devices) for draft in drafts)
+    mappings: list[Mapping] = []
+    header: re.Match[str] | None = None
+    numbers: dict[str, int] = {}
+    for line in _SMAPS.finditer(text):
+        if line["key"]:
+            numbers[line["key"]] = int(line["value"]) * _KIB
+        elif line["start"]:
+            header, numbers = line, {}
+        elif header is not None:  # VmFlags, the last line of each mapping
+            mappings.append(_mapping(header, numbers, frozenset(line["flags"].split()), tmpfs_devices))
+            header = None
+    return tuple(mappings)
+
+
+def _mapping(
+    header: re.Match[str], numbers: Table[str, int], flags: frozenset[str], tmpfs_devices: frozenset[str]
+) -> Mapping:
+    path, permissions = header["path"], header["permissions"]
+    return Mapping(
+        start=int(header["start"], 16),
+        end=int(header["end"], 16),
+        path=path,
+        kind=_kind(path, flags, on_tmpfs=header["device"] in tmpfs_devices, shared=permissions[3] == "s"),
+        flags=flags,
+        permissions=permissions,
+        huge=sum(numbers.get(key, 0) for key in ("AnonHugePages", "ShmemPmdMapped", "FilePmdMapped")),
+        page_size=numbers.get("KernelPageSize", 4 * _KIB),
+    )
 
 
 def _kind(path: str, flags: frozenset[str], *, on_tmpfs: bool, shared: bool) -> Kind:

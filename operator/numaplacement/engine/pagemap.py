@@ -28,7 +28,7 @@ NO_PAGE = np.uint64(1 << 20)
 ZERO_PAGE = np.uint64(1 << 24)
 
 _WORD = 8
-_GAP = 4096
+_GAP = 64
 """Frames that are rather read and thrown away than skipped with another call."""
 
 

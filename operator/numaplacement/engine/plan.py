@@ -88,6 +88,8 @@ def hidden_bytes(survey: Survey, *, target: int) -> int:
 
 def units(part: MappingPages, *, target: int, privileged: bool) -> Iterator[Units]:
     """Yield the folios of a mapping that are to be moved, some at a time, in the order of addresses."""
+    if not (part.numa_node != target).any():
+        return
     start = 0
     while start < part.page.size:
         end = _folio_boundary(part, start + _WINDOW)

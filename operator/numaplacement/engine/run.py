@@ -16,14 +16,14 @@ from .errors import LocatingRefused, ProcessEnded, Stopped
 from .explain import Circumstances, explain
 from .host import HostFacts, read_host
 from .kernel import Kernel
-from .mappings import NumaMapsRow, parse_numa_maps
+from .mappings import NumaMapsRow
 from .mover import Mover, Pass
 from .pins import Pins, attribute, find_pins
 from .plan import hidden_bytes, movable_bytes
 from .process import HeldProcess, ProcessFacts, hold, read_process
 from .reasons import NOT_ASKED, Reason
 from .survey import Survey
-from .surveyor import coarse_survey, reading, survey
+from .surveyor import coarse_survey, read_numa_maps, survey
 from .threads import follow
 from .verdict import CallTimes, Outcome, Progress, Refusal, Request, ResidueRow, Stage, ThreadOutcome, Verdict, Watcher
 from .wording import size_text
@@ -246,8 +246,7 @@ def _look(process: HeldProcess) -> tuple[Survey, int]:
 
 def _gather(process: HeldProcess, *, host: HostFacts, before: Survey, target: int, locating: int) -> _Gathered:
     facts = read_process(process.pid, process.kernel)
-    with reading(process.pid):
-        policies = parse_numa_maps(process.kernel.read(process.kernel.process(process.pid, "numa_maps")))
+    policies = read_numa_maps(process.pid, process.kernel)
     privileged = "CAP_SYS_NICE" in host.capabilities
     pins = find_pins(facts, before.mappings)
     held = attribute(pins.bytes, before)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from collections.abc import Mapping as Table
 from dataclasses import dataclass
 
@@ -22,7 +21,9 @@ HEAD = np.uint8(4)
 HUGE = np.uint8(8)
 """Part of a folio of the size of a transparent huge page."""
 HIDDEN = np.uint8(16)
-"""The kernel would not say where this page is; its NUMA node is from the sums of numa_maps."""
+"""The kernel would not say where this page is; its NUMA node is from its frame, or from the sums of numa_maps."""
+_FLAG_VALUES = int(FILE | HUGE) + 1
+_CLASSES = tuple(PageClass)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,18 +42,6 @@ class MappingPages:
     def addresses(self, position: slice | NDArray[np.int64]) -> NDArray[np.uint64]:
         """Return addresses, uint64, of some of the pages."""
         return np.uint64(self.mapping.start) + self.page[position].astype(np.uint64) * np.uint64(self.mapping.page_size)
-
-    def class_masks(self) -> Iterator[tuple[PageClass, NDArray[np.bool_]]]:
-        """Yield each page class that may occur here with the pages, bool[n], that are of it."""
-        whole = page_class(self.mapping.kind)
-        if whole is PageClass.HUGETLB:
-            yield whole, np.ones(self.page.size, dtype=np.bool_)
-            return
-        file = (self.flags & FILE) != 0
-        huge = (self.flags & HUGE) != 0
-        yield PageClass.ANON, ~file & ~huge
-        yield PageClass.ANON_HUGE, ~file & huge
-        yield (whole if whole is PageClass.SHMEM else PageClass.FILE), file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,12 +70,22 @@ def survey_of(pages: tuple[MappingPages, ...], mappings: tuple[Mapping, ...] = (
     """Return the survey made of these pages."""
     sums: dict[tuple[int, PageClass], int] = {}
     for part in pages:
-        for kind, mask in part.class_masks():
-            for numa_node, count in enumerate(np.bincount(part.numa_node[mask])):
-                if count:
-                    key = (numa_node, kind)
-                    sums[key] = sums.get(key, 0) + int(count) * part.mapping.page_size
+        kind = page_class(part.mapping.kind)
+        of_flags = np.array([_class(kind, flags) for flags in range(_FLAG_VALUES)])
+        counts = np.bincount(part.numa_node.astype(np.int64) * len(_CLASSES) + of_flags[part.flags & (FILE | HUGE)])
+        for key in np.flatnonzero(counts).tolist():
+            slot = (key // len(_CLASSES), _CLASSES[key % len(_CLASSES)])
+            sums[slot] = sums.get(slot, 0) + int(counts[key]) * part.mapping.page_size
     return Survey(mappings=mappings or tuple(part.mapping for part in pages), pages=pages, rows=class_rows(sums))
+
+
+def _class(kind: PageClass, flags: int) -> int:
+    """Return the index of the class of a page with these flags in a mapping whose kind speaks for `kind`."""
+    if kind is PageClass.HUGETLB:
+        return _CLASSES.index(kind)
+    if flags & FILE:
+        return _CLASSES.index(kind if kind is PageClass.SHMEM else PageClass.FILE)
+    return _CLASSES.index(PageClass.ANON_HUGE if flags & HUGE else PageClass.ANON)
 
 
 def class_rows(sums: Table[tuple[int, PageClass], int]) -> tuple[ClassBytes, ...]:

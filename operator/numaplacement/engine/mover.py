@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,9 +19,10 @@ from .plan import MOVABLE_KINDS, Trial, Units, movable_bytes, units
 from .process import HeldProcess
 from .reasons import Reason
 from .refusals import Patience, move_around_refusals
-from .survey import HEAD, HIDDEN, MappingPages, Survey
+from .survey import HEAD, HIDDEN, Survey
 from .verdict import Progress, Stage, Watcher
 from .wording import size_text
+from .work import Piece, Work, gather
 
 _TRIES = 2
 """Times a folio that was refused alone is tried in all passes together."""
@@ -80,8 +81,8 @@ class Mover:
         done = Pass(survey=survey, planned=movable_bytes(survey.pages, target=self.target, privileged=self.privileged))
         self._began = self.clock() - self.seconds
         try:
-            for part in survey.pages:
-                self._move_mapping(part, done, number)
+            for work in gather(self._pieces(survey, done)):
+                self._move(work, done, number)
         except Stopped as stopped:
             done.stopped = stopped
         finally:
@@ -122,69 +123,52 @@ class Mover:
             raise Stopped(Reason.DEADLINE, "the deadline passed while it ran")
         self.process.check()
 
-    def _move_mapping(self, part: MappingPages, done: Pass, number: int) -> None:
-        patience = Patience()
-        start = part.mapping.start
-        for plan in units(part, target=self.target, privileged=self.privileged):
-            trials = done.trials.setdefault(start, np.zeros(part.page.size, dtype=np.uint8))
-            chosen = np.arange(plan.position.size)
-            given_up = start in self.memory.given_up or patience.ended
-            if given_up:
-                trials[plan.pages(chosen)] = Trial.GIVEN_UP
-            hopeless = np.isin(part.addresses(plan.position), self.memory.refused_folios(1 if given_up else _TRIES))
-            trials[plan.pages(chosen[hopeless])] = Trial.REFUSED
-            if given_up:
-                continue
-            self._move_units(part, plan, chosen[~hopeless], trials=trials, patience=patience, done=done, number=number)
-        if patience.ended:
-            self.memory.given_up.add(start)
+    def _pieces(self, survey: Survey, done: Pass) -> Iterator[Piece]:
+        """Yield what is to be moved, mapping by mapping, without what earlier passes have learned to leave."""
+        for part in survey.pages:
+            for plan in units(part, target=self.target, privileged=self.privileged):
+                start = part.mapping.start
+                trials = done.trials.setdefault(start, np.zeros(part.page.size, dtype=np.uint8))
+                given_up = start in self.memory.given_up
+                if given_up:
+                    trials[plan.pages(slice(None))] = Trial.GIVEN_UP
+                known = self.memory.refused_folios(1 if given_up else _TRIES)
+                hopeless = np.isin(part.addresses(plan.position), known)
+                trials[plan.pages(np.flatnonzero(hopeless))] = Trial.REFUSED
+                if not given_up and not hopeless.all():
+                    rest = Units(position=plan.position[~hopeless], length=plan.length[~hopeless])
+                    yield Piece(part=part, units=rest, trials=trials)
 
-    def _move_units(
-        self,
-        part: MappingPages,
-        plan: Units,
-        chosen: NDArray[np.int64],
-        *,
-        trials: NDArray[np.uint8],
-        patience: Patience,
-        done: Pass,
-        number: int,
-    ) -> None:
-        """Move the folios `chosen` of a plan, a chunk at a time."""
-        end_of = np.cumsum(plan.length[chosen]) * part.mapping.page_size
-        first = 0
-        while first < chosen.size:
-            before = int(end_of[first - 1]) if first else 0
-            most = before + min(self.size.size, self.bucket.most())
-            last = max(first + 1, int(np.searchsorted(end_of, most, side="right")))
-            chunk = chosen[first:last]
-            first = last
-            outcome = np.zeros(chunk.size, dtype=np.uint8)
+    def _move(self, work: Work, done: Pass, number: int) -> None:
+        """Move some work, a chunk at a time."""
+        patience = Patience()
+        for chunk in work.chunks(lambda: min(self.size.size, self.bucket.most())):
+            outcome = np.zeros(chunk.stop - chunk.start, dtype=np.uint8)
             try:
-                self._move_chunk(part, plan, chunk, outcome=outcome, patience=patience)
+                self._move_chunk(work.addresses[chunk], work.sizes[chunk], outcome=outcome, patience=patience)
             finally:
-                trials[plan.pages(chunk)] = np.repeat(outcome, plan.length[chunk])
-                moved = int(plan.length[chunk][outcome == Trial.MOVED].sum()) * part.mapping.page_size
+                work.write(chunk, outcome)
+                moved = int(work.sizes[chunk][outcome == Trial.MOVED].sum())
                 done.moved += moved
                 self.moved += moved
-                for address in part.addresses(plan.position[chunk[outcome == Trial.REFUSED]]).tolist():
+                for address in work.addresses[chunk][outcome == Trial.REFUSED].tolist():
                     self.memory.refused[address] = self.memory.refused.get(address, 0) + 1
             self._report(done, number)
+        if patience.ended:
+            self.memory.given_up |= work.mappings()
 
     def _move_chunk(
         self,
-        part: MappingPages,
-        plan: Units,
-        chunk: NDArray[np.int64],
+        addresses: NDArray[np.uint64],
+        sizes: NDArray[np.int64],
         *,
         outcome: NDArray[np.uint8],
         patience: Patience,
     ) -> None:
-        addresses = part.addresses(plan.position[chunk])
-        size = plan.length[chunk] * part.mapping.page_size
+        """Move folios at addresses uint64[c] with sizes int64[c] in bytes; write `outcome`, Trial as uint8[c]."""
 
         def call(which: NDArray[np.int64]) -> MoveResult:
-            return self._call(addresses[which], int(size[which].sum()))
+            return self._call(addresses[which], int(sizes[which].sum()))
 
         def locate(which: NDArray[np.int64]) -> NDArray[np.int32]:
             result = self.process.kernel.locate_pages(self.process.pid, addresses[which])
@@ -193,7 +177,7 @@ class Mover:
             return result.status
 
         move_around_refusals(
-            chunk.size, target=self.target, call=call, locate=locate, patience=patience, trials=outcome
+            addresses.size, target=self.target, call=call, locate=locate, patience=patience, trials=outcome
         )
 
     def _call(self, addresses: NDArray[np.uint64], size: int) -> MoveResult:

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Folios to move in one go: those of one big mapping, or of many small ones, since each call has a fixed price."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .plan import Units
+from .survey import MappingPages
+
+_ENOUGH = 512
+"""Folios from which on no further mapping is added: a smallest chunk of base pages."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """Folios of one mapping, and where what becomes of each page is written: `trials` uint8[n] for all its pages."""
+
+    part: MappingPages
+    units: Units
+    trials: NDArray[np.uint8]
+
+
+class Work:
+    """The folios of some pieces one after the other: `addresses` uint64[k] and `sizes` int64[k] in bytes."""
+
+    def __init__(self, pieces: list[Piece]) -> None:
+        self._pieces = pieces
+        counts = [piece.units.position.size for piece in pieces]
+        self._first = np.cumsum([0, *counts])
+        self.addresses = np.concatenate([piece.part.addresses(piece.units.position) for piece in pieces])
+        self.sizes = np.concatenate([piece.units.length * piece.part.mapping.page_size for piece in pieces])
+
+    def mappings(self) -> set[int]:
+        """Return the start addresses of the mappings the folios are of."""
+        return {piece.part.mapping.start for piece in self._pieces}
+
+    def chunks(self, most: Callable[[], int]) -> Iterator[slice]:
+        """Yield the folios in chunks of at most `most()` bytes, asked anew for each, and of one folio at least."""
+        end_of = np.cumsum(self.sizes)
+        first = 0
+        while first < self.sizes.size:
+            before = int(end_of[first - 1]) if first else 0
+            last = max(first + 1, int(np.searchsorted(end_of, before + most(), side="right")))
+            yield slice(first, last)
+            first = last
+
+    def write(self, chunk: slice, outcome: NDArray[np.uint8]) -> None:
+        """Write what became of the folios of a chunk, Trial as uint8[c], for each of their pages."""
+        for index, piece in enumerate(self._pieces):
+            start, end = max(chunk.start, int(self._first[index])), min(chunk.stop, int(self._first[index + 1]))
+            if start < end:
+                own = slice(start - int(self._first[index]), end - int(self._first[index]))
+                of_folio = outcome[start - chunk.start : end - chunk.start]
+                piece.trials[piece.units.pages(own)] = np.repeat(of_folio, piece.units.length[own])
+
+
+def gather(pieces: Iterable[Piece]) -> Iterator[Work]:
+    """Yield pieces as work, small ones together."""
+    waiting: list[Piece] = []
+    for piece in pieces:
+        waiting.append(piece)
+        if sum(each.units.position.size for each in waiting) >= _ENOUGH:
+            yield Work(waiting)
+            waiting = []
+    if waiting:
+        yield Work(waiting)

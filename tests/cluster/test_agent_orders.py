@@ -85,6 +85,7 @@ async def agent_of(client, host, moves):
             stop.set()
             async with asyncio.timeout(PATIENCE):
                 await running
+                await client.finish()
 
 
 def play(control_plane, story):

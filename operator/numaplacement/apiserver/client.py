@@ -6,6 +6,7 @@ Paths are built from a `Resource`, so nothing is discovered and no right is need
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 from collections.abc import AsyncGenerator, Iterator, Mapping
@@ -63,12 +64,25 @@ class Timeouts:
 
 
 class Client:
-    """The verbs of one API server. Each raises an `errors.ApiError`, with a message that says what was tried."""
+    """The verbs of one API server. Each raises an `errors.ApiError`, with a message that says what was tried.
+
+    A call is brought to its end even when whoever made it is cancelled: a write is never left half sent.
+    """
 
     def __init__(self, api: ApiClient, *, timeouts: Timeouts | None = None) -> None:
         self._api = api
         self._timeouts = timeouts or Timeouts()
+        self._under_way: set[asyncio.Task[Document]] = set()
         self._patience = aiohttp.ClientTimeout(total=self._timeouts.call, sock_connect=self._timeouts.connect)
+
+    async def finish(self, *, seconds: float = 2.0) -> None:
+        """Wait for calls that nobody waits for any more, `seconds` at most, and cut what is not done then."""
+        if not self._under_way:
+            return
+        _, late = await asyncio.wait(self._under_way, timeout=seconds)
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*late, return_exceptions=True)
 
     async def get(self, resource: Resource, name: str, *, namespace: str = "") -> Document:
         """Return one object."""
@@ -169,7 +183,7 @@ class Client:
                         for line in lines.feed(chunk):
                             yield _event(json.loads(line), action=action)
             finally:
-                answer.close()
+                _abort(answer)
 
     async def _call(
         self,
@@ -181,10 +195,22 @@ class Client:
         body: Document | None = None,
         content: str = "",
     ) -> Document:
+        exchange = self._exchange(method, action, path, query=query or {}, body=body, content=content)
+        task = asyncio.create_task(exchange)
+        self._under_way.add(task)
+        task.add_done_callback(self._ended)
+        return await asyncio.shield(task)
+
+    def _ended(self, task: asyncio.Task[Document]) -> None:
+        self._under_way.discard(task)
+        if not task.cancelled():
+            task.exception()  # seen, so that asyncio does not complain when nobody waits for it any more
+
+    async def _exchange(
+        self, method: str, action: str, path: str, *, query: Mapping[str, str], body: Document | None, content: str
+    ) -> Document:
         with _translated(action):
-            answer = await self._send(
-                method, path, query=query or {}, body=body, content=content, patience=self._patience
-            )
+            answer = await self._send(method, path, query=query, body=body, content=content, patience=self._patience)
             text = await answer.read()
             if answer.status not in _OK:
                 raise error_of(answer.status, action=action, body=text, headers=answer.headers)
@@ -243,6 +269,13 @@ def _translated(action: str) -> Iterator[None]:
         raise Unavailable(f"cannot {action}: {error or type(error).__name__}") from error
     except ValueError as error:
         raise Unavailable(f"cannot {action}: the answer is not JSON: {error}") from error
+
+
+def _abort(answer: aiohttp.ClientResponse) -> None:
+    """Drop a connection at once: a farewell in TLS would wait for the other side, which may be gone."""
+    if answer.connection is not None and answer.connection.transport is not None:
+        answer.connection.transport.abort()
+    answer.close()
 
 
 def _event(entry: Document, *, action: str) -> WatchEvent:

@@ -35,9 +35,11 @@ async def connect(
     """
     api = ApiClient(await _configuration(environ))
     api.user_agent = user_agent
+    client = Client(api)
     try:
-        yield Client(api)
+        yield client
     finally:
+        await client.finish()
         await api.close()
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A simulated host with one process, for the engine's whole way without a kernel: /proc as files, move_pages as a rule."""
+"""A simulated host with one process, for the engine's whole way without a kernel."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
+
 from numaplacement.engine.kernel import MPOL_MF_MOVE_ALL, UNWRITTEN, Kernel, MoveResult
 from numaplacement.engine.run import run
 from numaplacement.engine.verdict import Progress, Request, Stage, Verdict
-from numpy.typing import NDArray
 
 PAGE = 4096
 MIB = 1 << 20
@@ -58,7 +59,7 @@ class Region:
     def smaps(self) -> str:
         here = sum(node >= 0 for node in self.nodes) * 4
         head = f"{self.start:x}-{self.end:x} {self.permissions} 00000000 00:00 0 {self.path}".rstrip()
-        return f"{head}\nRss: {here:>12} kB\nKernelPageSize:        4 kB\nAnonHugePages:         0 kB\nVmFlags: {self.flags}\n"
+        return f"{head}\nRss: {here} kB\nKernelPageSize: 4 kB\nAnonHugePages: 0 kB\nVmFlags: {self.flags}\n"
 
     def numa_maps(self) -> str:
         counts = {node: self.nodes.count(node) for node in sorted(set(self.nodes)) if node >= 0}
@@ -244,16 +245,16 @@ class SimulatedKernel(Kernel):
     def close(self, descriptor: int) -> None:
         assert descriptor == -1
 
-    def has_ended(self, pidfd: int) -> bool:
+    def has_ended(self, pidfd: int) -> bool:  # noqa: ARG002
         return self.world.ended
 
-    def open_files(self, pid: int) -> tuple[str, ...]:
+    def open_files(self, pid: int) -> tuple[str, ...]:  # noqa: ARG002
         return self.world.files
 
     def set_affinity(self, thread_id: int, cpus: Collection[int]) -> None:
         self.world.affinity[thread_id] = set(cpus)
 
-    def touch(self, pid: int, addresses: NDArray[np.uint64]) -> int:
+    def touch(self, pid: int, addresses: NDArray[np.uint64]) -> int:  # noqa: ARG002
         return 0
 
     def sleep(self, seconds: float) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from numaplacement.engine.errors import EngineError
 from numaplacement.engine.reasons import Reason
 from numaplacement.engine.verdict import Outcome, Stage, Verdict

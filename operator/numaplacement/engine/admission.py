@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import zip_longest
 
 _SECTION = re.compile(r"^Node (\d+), zone\s+(\S+)$", re.MULTILINE)
 _FREE = re.compile(r"^\s+pages free\s+(\d+)$", re.MULTILINE)
@@ -35,12 +36,16 @@ class Zone:
 def zones(zoneinfo: str, numa_node: int) -> tuple[Zone, ...]:
     """Return the zones of one NUMA node from the text of /proc/zoneinfo; empty when it has none there."""
     start = zoneinfo.find(f"Node {numa_node}, zone")
+    if start < 0:
+        return ()
     after = zoneinfo.find(f"Node {numa_node + 1}, zone", start)
-    own = zoneinfo[max(0, start) : after if after >= 0 else len(zoneinfo)]
-    heads = [head for head in _SECTION.finditer(own) if int(head[1]) == numa_node]
-    names = [head[2] for head in heads]
+    own = zoneinfo[start : after if after >= 0 else len(zoneinfo)]
+    heads = list(_SECTION.finditer(own))
+    names = [head[2] for head in heads if int(head[1]) == numa_node]
     found: list[Zone] = []
-    for head, following in zip(heads, [*heads[1:], None], strict=True):
+    for head, following in zip_longest(heads, heads[1:]):
+        if int(head[1]) != numa_node:
+            continue
         body = own[head.end() : following.start() if following else len(own)]
         free, high, protection = _FREE.search(body), _HIGH.search(body), _PROTECTION.search(body)
         if free is None or high is None:

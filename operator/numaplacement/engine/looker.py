@@ -113,7 +113,7 @@ class Looker:
         sizes = [part.size for part in numbers]
         own = [mappings[span.index] for span in batch]
         status = self._locate(number)
-        where = self._nodes(words, status, np.repeat([mapping.kind is Kind.DEVICE for mapping in own], sizes))
+        where = self._nodes(words, status)
         known = where != _NOWHERE
         first_of_mapping = np.isin(np.arange(number.size), np.cumsum([0, *sizes]))
         single = np.repeat([self._ratio(mapping) > 1 for mapping in own], sizes)
@@ -177,27 +177,21 @@ class Looker:
             status[start : start + _QUERY] = result.status
         return status
 
-    def _nodes(
-        self, words: NDArray[np.uint64], status: NDArray[np.int32], device: NDArray[np.bool_]
-    ) -> NDArray[np.int16]:
-        """Return where pages are, int16[n]: a NUMA node, or one of the three constants above.
-
-        What cannot be seen of a device's mapping (`device` bool[n]) is no memory.
-        """
+    def _nodes(self, words: NDArray[np.uint64], status: NDArray[np.int32]) -> NDArray[np.int16]:
+        """Return where pages are, int16[n]: a NUMA node, or one of the three constants above."""
         where = np.where(status >= 0, status, _NOWHERE).astype(np.int16)
         if not (status < 0).any():
             return where
         unseen = absent(words, status)
-        hidden, doubtful = unseen.hidden & ~device, unseen.doubtful & ~device
         frame = words & FRAME
         if self.kpageflags is not None and self.frames is not None and frame.any():
-            asked = np.flatnonzero(hidden | doubtful)
+            asked = np.flatnonzero(unseen.hidden | unseen.doubtful)
             zero = (frame_flags(self.kpageflags, frame[asked]) & (ZERO_PAGE | NO_PAGE)) != 0
             numa_node = self.frames.numa_nodes(frame[asked])
             where[asked] = np.where(zero | (numa_node == UNKNOWN_NODE), np.int16(_NOWHERE), numa_node)
         else:
-            where[hidden] = _SOMEWHERE
-            where[doubtful] = _PERHAPS
+            where[unseen.hidden] = _SOMEWHERE
+            where[unseen.doubtful] = _PERHAPS
         return where
 
     def _place_hidden(self, mapping: Mapping, numa_node: NDArray[np.int16]) -> NDArray[np.bool_]:

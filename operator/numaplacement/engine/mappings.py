@@ -17,8 +17,12 @@ _SMAPS = re.compile(
     r"|VmFlags:(?P<flags>.*)"
     r"|(?P<start>[0-9a-f]+)-(?P<end>[0-9a-f]+) (?P<permissions>\S{4}) [0-9a-f]+ (?P<device>[0-9a-f]+:[0-9a-f]+) \d+ *"
     r"(?P<path>.*))$",
-    re.MULTILINE,
+    re.MULTILINE | re.ASCII,
 )
+_NUMA_MAPS = re.compile(r"^(?P<start>[0-9a-f]+) (?P<policy>\S+)(?P<rest>.*)$")
+_PAGE_SIZE = re.compile(r" kernelpagesize_kB=(\d+)", re.ASCII)
+_ON_NODE = re.compile(r" N(\d+)=(\d+)", re.ASCII)
+_TMPFS = re.compile(r"^\d+ \d+ (\d+):(\d+) .* - (?:dev)?tmpfs ", re.MULTILINE | re.ASCII)
 _BIND = re.compile(r"^bind(?:=[^:]*)?:(.*)$")
 _KIB = 1024
 _OF_THE_CPU = frozenset({"[vdso]", "[vvar]", "[vvar_vclock]", "[vsyscall]"})
@@ -124,14 +128,7 @@ def _is_device(path: str) -> bool:
 
 def parse_tmpfs_devices(mountinfo: str) -> frozenset[str]:
     """Return the devices of tmpfs mounts in the text of /proc/PID/mountinfo, written as smaps writes them."""
-    devices: set[str] = set()
-    for line in mountinfo.splitlines():
-        before, _, after = line.partition(" - ")
-        fields = before.split()
-        if after.split(" ")[0] in {"tmpfs", "devtmpfs"} and len(fields) > 2:  # noqa: PLR2004 - the third is the device
-            major, _, minor = fields[2].partition(":")
-            devices.add(f"{int(major):02x}:{int(minor):02x}")
-    return frozenset(devices)
+    return frozenset(f"{int(major):02x}:{int(minor):02x}" for major, minor in _TMPFS.findall(mountinfo))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +139,6 @@ class NumaMapsRow:
     policy: str
     bytes_by_numa_node: Table[int, int]
     huge: bool = False
-    path: str = ""
 
     @property
     def bound_to(self) -> frozenset[int] | None:
@@ -157,19 +153,16 @@ def parse_numa_maps(text: str) -> tuple[NumaMapsRow, ...]:
 
 
 def _numa_maps_row(line: str) -> NumaMapsRow | None:
-    words = line.split()
-    if len(words) < 2:  # noqa: PLR2004 - address and policy at least
+    row = _NUMA_MAPS.match(line)
+    if row is None:
         return None
-    values = dict(word.split("=", 1) for word in words[2:] if "=" in word)
-    page_size = int(values.get("kernelpagesize_kB", "4")) * _KIB
+    page_size = _PAGE_SIZE.search(row["rest"])
+    unit = int(page_size[1]) * _KIB if page_size else 4 * _KIB
     return NumaMapsRow(
-        start=int(words[0], 16),
-        policy=words[1],
-        bytes_by_numa_node={
-            int(key[1:]): int(count) * page_size for key, count in values.items() if key[0] == "N" and key[1:].isdigit()
-        },
-        huge="huge" in words,
-        path=values.get("file", ""),
+        start=int(row["start"], 16),
+        policy=row["policy"],
+        bytes_by_numa_node={int(node): int(count) * unit for node, count in _ON_NODE.findall(row["rest"])},
+        huge=" huge" in row["rest"],
     )
 
 

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Processes with memory where a test wants it, and what the kernel says of them by means that are not the product's."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pickle
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from numaplacement.engine.host import safe_on
+from numaplacement.engine.kernel import Kernel
+from tests.rig.vm import numa_pages
+
+CHILD = Path(__file__).with_name("memory_child.py")
+MIB = 1 << 20
+PAGE = 4096
+LIMIT = 60.0
+
+
+@dataclass
+class MemoryProcess:
+    """A running memory_child.py."""
+
+    process: subprocess.Popen[str]
+    addresses: list[int]
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def ask(self, command: str) -> str:
+        assert self.process.stdin is not None
+        self.process.stdin.write(command + "\n")
+        self.process.stdin.flush()
+        return read_line(self.process)
+
+    def pages(self, region: int | None = None) -> dict[int, int]:
+        """Pages by NUMA node, of all the process or of the mapping that begins a region, from numa_maps."""
+        if region is None:
+            return numa_pages(self.pid)
+        return numa_pages(self.pid, mapping_start(self.pid, self.addresses[region]))
+
+    def stop(self) -> None:
+        os.kill(self.pid, signal.SIGSTOP)
+        wait_for(lambda: Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
+
+    def affinity(self) -> set[int]:
+        return os.sched_getaffinity(self.pid)
+
+
+def read_line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    ready, _, _ = select.select([process.stdout], [], [], LIMIT)
+    line = process.stdout.readline() if ready else ""
+    assert line, f"the child said nothing within {LIMIT} s or ended with {process.poll()}"
+    return line.strip()
+
+
+@contextlib.contextmanager
+def memory_process(
+    *regions: tuple[str, int, list[int]], prepare: Callable[[], None] | None = None, **spec: Any
+) -> Iterator[MemoryProcess]:
+    """Start a process with regions of (kind, bytes, NUMA nodes); kinds are base, thp, memfd and hugetlb."""
+    spec["regions"] = [{"kind": kind, "size": size, "nodes": nodes} for kind, size, nodes in regions]
+    process = subprocess.Popen(
+        [sys.executable, "-I", "-S", str(CHILD), json.dumps(spec)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=prepare,  # noqa: PLW1509 - one thread
+    )
+    try:
+        yield MemoryProcess(process, json.loads(read_line(process)))
+    finally:
+        process.kill()
+        process.wait()
+        for stream in (process.stdin, process.stdout):
+            with contextlib.suppress(BrokenPipeError):
+                stream.close()  # type: ignore[union-attr]
+
+
+def mapping_start(pid: int, address: int) -> int:
+    """The start of the mapping an address lies in."""
+    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+        first, last = (int(number, 16) for number in line.split()[0].split("-"))
+        if first <= address < last:
+            return first
+    raise AssertionError(f"no mapping at {address:#x}")
+
+
+def vmstat(name: str) -> int:
+    match = re.search(rf"^{name} (\d+)$", Path("/proc/vmstat").read_text(), re.MULTILINE)
+    assert match, f"this kernel does not count {name}"
+    return int(match[1])
+
+
+def reclaim() -> int:
+    """Pages the kernel has looked at for taking them back, on all NUMA nodes."""
+    return vmstat("pgscan_kswapd") + vmstat("pgscan_direct")
+
+
+def free_above_watermarks(numa_node: int) -> bool:
+    """Whether the zones of a NUMA node have more free than their high watermarks (read here, not by the product)."""
+    text = Path("/proc/zoneinfo").read_text()
+    pattern = rf"^Node {numa_node}, zone\s+\w+$.*?pages free\s+(\d+).*?high\s+(\d+)"
+    zones = re.findall(pattern, text, re.MULTILINE | re.DOTALL)
+    assert zones
+    return sum(int(free) for free, _ in zones) > sum(int(high) for _, high in zones)
+
+
+@contextlib.contextmanager
+def nearly_full(numa_node: int, *, leave: int) -> Iterator[MemoryProcess]:
+    """A process that takes nearly all of a NUMA node: preferred policy (bind would call the OOM killer) and locked."""
+    kernel = Kernel()
+    size = (safe_on(numa_node, kernel) - leave - 32 * MIB) // (2 * MIB) * 2 * MIB
+    with memory_process(("thp", size, []), preferred=numa_node, lock=True) as hog:
+        rest = (safe_on(numa_node, kernel) - leave) // PAGE * PAGE
+        hog.ask(f"more {rest} {numa_node}")
+        yield hog
+
+
+def wait_for(condition: Callable[[], bool], limit: float = LIMIT) -> None:
+    deadline = time.monotonic() + limit
+    while not condition():
+        assert time.monotonic() < deadline, "what was waited for did not come"
+        time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def cgroup(name: str, **settings: str) -> Iterator[Path]:
+    """A cgroup of the guest with settings such as cpuset_mems="1-3"; empty again at the end."""
+    root = Path("/sys/fs/cgroup")
+    (root / "cgroup.subtree_control").write_text("+cpuset")
+    group = root / name
+    group.mkdir()
+    try:
+        for key, value in settings.items():
+            (group / key.replace("_", ".", 1)).write_text(value)
+        yield group
+    finally:
+        wait_for(lambda: not (group / "cgroup.procs").read_text())
+        group.rmdir()
+
+
+def in_a_fork(prepare: Callable[[], None], call: Callable[[], Any]) -> Any:
+    """Return what `call` returns, or the exception it raises, in a copy of this process that ran `prepare` first."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            prepare()
+            result = call()
+        except BaseException as error:  # noqa: BLE001 - it is handed to the test
+            result = error
+        with os.fdopen(writer, "wb") as file:
+            pickle.dump(result, file)
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as file:
+        data = file.read()
+    os.waitpid(pid, 0)
+    assert data, "the copy ended without a word"
+    return pickle.loads(data)  # noqa: S301 - written by our own copy

@@ -617,13 +617,14 @@ def test_the_last_three_verdicts_of_a_vm_are_kept() -> None:
     assert {old.uid for old in decided(situation, history=1).delete} == {each.order.metadata.uid for each in past[:5]}
 
 
-def test_the_order_that_speaks_for_the_present_is_never_history() -> None:
-    present = seen(verdict("Placed", seconds_ago=9000), changed=-9000)
+@pytest.mark.parametrize(("result", "hosts"), [("Placed", {"h1": host()}), ("Failed", {"h1": host()}), ("Failed", {})])
+def test_the_order_that_speaks_for_the_present_is_never_history(result: str, hosts: dict[str, Any]) -> None:
+    present = seen(verdict(result, seconds_ago=9000), changed=-9000)
     other_instances = [
         seen(order(vm=vmi(uid=f"earlier-{number}", pods={f"pod-{number}": "h1"}), created=-10, **ended("Placed")))
         for number in range(4)
     ]
-    situation = scene(DB, VM, orders=(present, *other_instances))
+    situation = scene(DB, VM, orders=(present, *other_instances), hosts=hosts)
     gone = {old.uid for old in decided(situation).delete}
     assert present.order.metadata.uid not in gone
     assert len(gone) == 1

@@ -64,12 +64,16 @@ class Controller:
         )
 
     async def settle(self) -> None:
-        """Work until nothing is ready."""
-        while (key := self.queue.take()) is not None:
+        """Work until nothing is ready; that there is always more is a fault."""
+        for _ in range(500):
+            key = self.queue.take()
+            if key is None:
+                return
             try:
                 await self.worker.attend(key)
             finally:
                 self.queue.done(key)
+        raise AssertionError("it goes round in circles")
 
 
 def world(**facts: Any) -> MemoryApi:
@@ -128,6 +132,27 @@ def test_nothing_is_written_when_nothing_has_changed() -> None:
             controller.queue.add(KEY)
             await controller.settle()
         assert {verb for verb, _ in api.calls} == {"list"}
+
+    run(steps)
+
+
+def test_what_was_written_is_known_before_any_event_tells_of_it() -> None:
+    async def steps() -> None:
+        api = world()
+        controller = Controller(api)
+        await controller.sweep.once()
+        await controller.settle()
+        api.calls.clear()
+        controller.queue.add(KEY)
+        await controller.settle()
+        assert api.calls == []
+        status = api.objects["numaplacements", *KEY]["status"]
+        held = api.put(PLACEMENTS, placement_document(suspend=True, generation=2, status=status))
+        note(PLACEMENTS, "MODIFIED", held, store=controller.store, queue=controller.queue)
+        for _ in range(2):
+            await controller.settle()
+            controller.queue.add(KEY)
+        assert [verb for verb, _ in api.calls] == ["delete", "apply status"]
 
     run(steps)
 
@@ -368,6 +393,22 @@ def test_an_event_that_was_missed_is_found_by_the_sweep() -> None:
     run(steps)
 
 
+def test_what_was_decided_of_an_old_placement_is_not_said_of_a_new_one_of_its_name() -> None:
+    async def steps() -> None:
+        api = world()
+        controller = Controller(api)
+        await controller.sweep.once()
+        api.put(PLACEMENTS, placement_document(uid="made anew", vm="another"))
+        await controller.settle()
+        assert reason(api) == ""
+        await controller.sweep.once()
+        controller.seconds += 1
+        await controller.settle()
+        assert reason(api) == "VmNotFound"
+
+    run(steps)
+
+
 def test_a_placement_that_is_gone_is_forgotten() -> None:
     async def steps() -> None:
         api = world()
@@ -421,8 +462,9 @@ def test_a_kind_that_is_not_installed_has_no_objects(caplog: Any) -> None:
 
     async def steps() -> None:
         api = world()
+        controller = await started(api)
+        assert reason(api) == "Ordered"
         api.failures = [None, None, None, NotFound("no such kind", status=404)]
-        controller = Controller(api)
         assert await controller.sweep.once()
         await controller.settle()
         assert reason(api) == "VmNotFound"

@@ -152,6 +152,9 @@ CHANGES = {
     "a little less": (status(with_free(-PERCENT_OF_NODE)), False),
     "much free memory": (status(with_free(3 * PERCENT_OF_NODE)), True),
     "much less": (status(with_free(-3 * PERCENT_OF_NODE)), True),
+    "a little of what can be moved there": (
+        status(facts(numa_nodes=(numa_node(0, safe=3 * GIB + PERCENT_OF_NODE), numa_node(1)))), False,
+    ),
     "what can be moved there": (status(facts(numa_nodes=(numa_node(0, safe=GIB), numa_node(1)))), True),
     "a little of a VM": (status(vms=(moved_vm(PERCENT_OF_VM), OTHER)), False),
     "much of a VM": (status(vms=(moved_vm(3 * PERCENT_OF_VM), OTHER)), True),

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which process is the VM's. Paths and command lines are those of a host of KubeVirt 1.9."""
 
+import dataclasses
 import itertools
 
 import pytest
@@ -176,13 +177,11 @@ def test_refused(name):
     assert not refusal.permanent
 
 
-def test_two_names_on_one_command_line_are_no_match():
+@pytest.mark.parametrize(
+    "words", [("-name", "guest=default_vm2"), ("-uuid", "00000000-0000-4000-8000-000000000000")], ids=["name", "uuid"]
+)
+def test_two_of_a_kind_on_one_command_line_are_no_match(words):
     facts = process()
-    forged = ProcessFacts(
-        pid=facts.pid,
-        start_time=1,
-        cgroup=facts.cgroup,
-        executable=facts.executable,
-        command_line=("qemu", "-name", "guest=default_vm1", "-name", "guest=default_vm2", "-uuid", UUID),
-    )
+    assert identify([facts], ANOTHER) is facts
+    forged = dataclasses.replace(facts, command_line=(*facts.command_line, *words))
     assert identify([forged], ANOTHER).reason == "VmMismatch"

@@ -65,12 +65,11 @@ class Known:
         self._objects: dict[Key, tuple[str, str]] = {}
 
     def relisted(self, listing: Listing) -> Iterator[Event]:
-        """Yield what must have happened since, deletions first, so that `listing` is what there is now."""
-        found = {_key(document): _identity(document)[0] for document in listing.items}
-        for (namespace, name), (uid, _) in tuple(self._objects.items()):
-            if found.get((namespace, name)) != uid:
-                del self._objects[namespace, name]
-                yield Deleted(namespace=namespace, name=name, uid=uid)
+        """Yield what must have happened since, so that `listing` is what there is now."""
+        found = {_key(document) for document in listing.items}
+        for namespace, name in self._objects.keys() - found:
+            uid, _ = self._objects.pop((namespace, name))
+            yield Deleted(namespace=namespace, name=name, uid=uid)
         for document in listing.items:
             yield from self._seen(document)
         yield Synced()

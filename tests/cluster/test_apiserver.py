@@ -3,13 +3,16 @@
 
 import asyncio
 import contextlib
+import datetime
 import json
+import types
 
 import pytest
+from kubernetes.aio.config import incluster_config
 
 from numaplacement.api.resources import MIGRATIONS, NODES
 from numaplacement.apiserver import client as client_module
-from numaplacement.apiserver import watching
+from numaplacement.apiserver import connection, watching
 from numaplacement.apiserver.backoff import Backoff
 from numaplacement.apiserver.client import Client, Timeouts
 from numaplacement.apiserver.connection import connect
@@ -169,6 +172,39 @@ def test_with_a_token_nobody_gave(control_plane, namespace, tmp_path):
 
     with pytest.raises(Unauthorized):
         asyncio.run(story())
+
+
+class TwoMinutesLater(datetime.datetime):
+    @classmethod
+    def now(cls, tz=None):
+        return super().now(tz) + datetime.timedelta(minutes=2)
+
+
+def test_in_a_pod_and_its_token_is_replaced(control_plane, namespace, tmp_path, monkeypatch):
+    token, certificate = tmp_path / "token", tmp_path / "ca.crt"
+    monkeypatch.setattr(connection, "SERVICE_TOKEN_FILENAME", str(token))
+    monkeypatch.setattr(connection, "SERVICE_CERT_FILENAME", str(certificate))
+    certificate.write_bytes(control_plane.ca_file.read_bytes())
+    control_plane.kubectl("create", "serviceaccount", "later", "-n", namespace)
+
+    def give(name):
+        token.write_text(control_plane.kubectl("create", "token", name, "-n", namespace).stdout.strip())
+
+    async def story():
+        environ = {"KUBERNETES_SERVICE_HOST": "127.0.0.1", "KUBERNETES_SERVICE_PORT": str(control_plane.port)}
+        async with connect(environ) as client:
+            for name in ("default", "later"):
+                with pytest.raises(Forbidden, match=f'User "system:serviceaccount:{namespace}:{name}"'):
+                    await client.list(MIGRATIONS)
+                give("later")
+                monkeypatch.setattr(
+                    incluster_config,
+                    "datetime",
+                    types.SimpleNamespace(datetime=TwoMinutesLater, timedelta=datetime.timedelta),
+                )
+
+    give("default")
+    asyncio.run(story())
 
 
 def test_where_nobody_listens(control_plane, tmp_path):

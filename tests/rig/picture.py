@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from rich.table import Table
 from rich.text import Text
 
-WIDTH = 28
+WIDTH = 20
 PAGE = 4096
 
 
@@ -20,7 +20,7 @@ def bar(part: int, whole: int, *, width: int = WIDTH) -> str:
 
 def mebibytes(count: int) -> str:
     """Return bytes in MiB with the pages they are made of."""
-    return f"{count / 2**20:9.2f} MiB {count // PAGE:>7} pages"
+    return f"{count / 2**20:.2f} MiB, {count // PAGE} pages"
 
 
 def before_and_after(before: Mapping[int, int], after: Mapping[int, int], *, numa_nodes: range, target: int) -> Table:
@@ -28,7 +28,7 @@ def before_and_after(before: Mapping[int, int], after: Mapping[int, int], *, num
     whole = max(1, *before.values(), *after.values())
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for heading in ("", "before", "", "after", ""):
-        table.add_column(heading)
+        table.add_column(heading, no_wrap=True)
     for numa_node in numa_nodes:
         style = "bold green" if numa_node == target else "yellow"
         cells = [Text(f"NUMA node {numa_node}" + (" ◀" if numa_node == target else ""), style=style)]

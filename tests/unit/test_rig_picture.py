@@ -12,4 +12,4 @@ def test_bar(part, whole, drawn):
 
 
 def test_numbers_are_in_mib_and_pages():
-    assert mebibytes(512 * 2**20).split() == ["512.00", "MiB", "131072", "pages"]
+    assert mebibytes(512 * 2**20) == "512.00 MiB, 131072 pages"

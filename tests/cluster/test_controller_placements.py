@@ -454,10 +454,10 @@ def granted(control_plane: ControlPlane, namespace: str, account: str) -> set[st
 def test_the_controller_may_do_nothing_else(scene: Scene) -> None:
     what_everybody_may = granted(scene.control_plane, scene.namespace, "default")
     assert granted(scene.control_plane, "numaplacement", "numaplacement-controller") - what_everybody_may == {
-        "numaplacements.numaplacement.io [] [] [get list watch]",
+        "numaplacements.numaplacement.io [] [] [list watch]",
         "numaplacements.numaplacement.io/status [] [] [patch]",
-        "numamigrations.numaplacement.io [] [] [get list watch create patch delete]",
-        "numahosts.numaplacement.io [] [] [get list watch]",
-        "virtualmachineinstances.kubevirt.io [] [] [get list watch]",
-        "customresourcedefinitions.apiextensions.k8s.io [] [] [get list watch]",
+        "numamigrations.numaplacement.io [] [] [list watch create patch delete]",
+        "numahosts.numaplacement.io [] [] [list watch]",
+        "virtualmachineinstances.kubevirt.io [] [] [list watch]",
+        "customresourcedefinitions.apiextensions.k8s.io [] [] [list watch]",
     }

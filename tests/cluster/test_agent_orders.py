@@ -4,12 +4,16 @@ says so: what the engine really does is tested where there is a kernel with NUMA
 
 import asyncio
 import contextlib
+import datetime
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 from numaplacement.agent.agent import Agent
+from numaplacement.agent.orders import read_order
 from numaplacement.agent.settings import Settings
+from numaplacement.agent.status_writer import StatusWriter
 from numaplacement.agent.support import Refusal
+from numaplacement.agent.verdict import Moment, judged, under_way
 from numaplacement.api.resources import MIGRATIONS
 from numaplacement.apiserver.client import Client
 from numaplacement.apiserver.connection import connect
@@ -238,6 +242,45 @@ def test_another_order_of_the_same_name_gets_a_verdict_of_its_own(control_plane,
     play(control_plane, story)
 
 
+def test_a_write_that_comes_late_changes_nothing(control_plane, namespace):
+    async def story(client, host, _):
+        early = read_order(await client.create(MIGRATIONS, order(namespace, "one", host=host)))
+        writer = StatusWriter(client, stop=asyncio.Event())
+        moment = Moment(order=early, started=early.created, now=early.created)
+        assert await writer.write(early, judged(moment, Verdict(outcome=Outcome.PLACED, message="all of it")))
+        assert await writer.offer(early, under_way(moment, Progress(stage=Stage.MOVE))) is None
+        assert await writer.write(early, under_way(moment, Progress(stage=Stage.MOVE))) is None
+        assert (await status_of(client, namespace, "one"))["result"] == "Placed"
+
+    play(control_plane, story)
+
+
+def test_a_verdict_does_not_reach_another_order_of_the_same_name(control_plane, namespace):
+    async def story(client, host, _):
+        first = read_order(await client.create(MIGRATIONS, order(namespace, "one", host=host)))
+        await client.delete(MIGRATIONS, "one", namespace=namespace)
+        await client.create(MIGRATIONS, order(namespace, "one", host=host))
+        writer = StatusWriter(client, stop=asyncio.Event())
+        moment = Moment(order=first, started=first.created, now=first.created)
+        assert await writer.write(first, judged(moment, Verdict(outcome=Outcome.PLACED, message="all of it"))) is None
+        assert await status_of(client, namespace, "one") == {"observedGeneration": -1}
+
+    play(control_plane, story)
+
+
+def test_an_order_somebody_else_touched_gets_its_verdict_all_the_same(control_plane, namespace):
+    async def story(client, host, _):
+        early = read_order(await client.create(MIGRATIONS, order(namespace, "one", host=host)))
+        labels = {"metadata": {"namespace": namespace, "name": "one", "labels": {"touched": "yes"}}}
+        await client.apply(MIGRATIONS, labels, manager="somebody")
+        writer = StatusWriter(client, stop=asyncio.Event())
+        moment = Moment(order=early, started=early.created, now=early.created)
+        assert await writer.write(early, judged(moment, Verdict(outcome=Outcome.PLACED, message="all of it")))
+        assert (await status_of(client, namespace, "one"))["result"] == "Placed"
+
+    play(control_plane, story)
+
+
 def test_a_stopped_agent_leaves_its_order_open_and_the_next_one_takes_it_up(control_plane, namespace):
     async def story(client, host, moves):
         for name in ("done", "open"):
@@ -250,6 +293,9 @@ def test_a_stopped_agent_leaves_its_order_open_and_the_next_one_takes_it_up(cont
         left = await status_of(client, namespace, "open")
         assert "result" not in left
         assert ready(left)["reason"] == "Moving"
+        begun = datetime.datetime.fromisoformat(left["startTime"])
+        a_second = datetime.timedelta(seconds=1)
+        await until(lambda: datetime.datetime.now(datetime.UTC) > begun + a_second, what="another second")
         again = Moves()
         async with agent_of(client, host, again):
             await until(lambda: again.begun, what="taken up again")

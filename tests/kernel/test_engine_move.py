@@ -21,10 +21,7 @@ from numaplacement.engine.verdict import Outcome, PageClass, Progress, Request, 
 from tests.kernel.memory_process import (
     MIB,
     PAGE,
-    free_above_watermarks,
     memory_process,
-    nearly_full,
-    reclaim,
     vmstat,
     wait_for,
 )
@@ -273,18 +270,6 @@ def test_threads_stay_when_they_are_to() -> None:
         assert verdict.outcome is Outcome.PLACED
         assert verdict.threads.followed == 0
         assert child.affinity() == affinity
-
-
-def test_the_target_fills_up_while_memory_moves() -> None:
-    with memory_process(("base", 48 * MIB, [1, 2])) as child, nearly_full(0, leave=80 * MIB) as hog:
-        watch = Watch(after=3, then=lambda: hog.ask(f"more {48 * MIB} 0") and None)
-        scanned = reclaim()
-        verdict = move(child.pid, watch, call_latency=0.02)
-        assert residue(verdict).get(Reason.DESTINATION_FULL, 0) > 0
-        assert verdict.outcome is Outcome.RESIDUE
-        assert verdict.moved > 0
-        assert reclaim() == scanned
-        assert free_above_watermarks(0)
 
 
 def test_memory_that_autonuma_hides_is_found_and_moved(numa_balancing: Callable[[bool], None]) -> None:

@@ -23,10 +23,8 @@ from tests.kernel.memory_process import (
     PAGE,
     MemoryProcess,
     cgroup,
-    free_above_watermarks,
     in_a_fork,
     memory_process,
-    nearly_full,
 )
 from tests.kernel.test_engine_move import by_numa_node, move, residue
 
@@ -164,18 +162,6 @@ def test_threads_keep_to_their_cpuset() -> None:
         assert (verdict.threads.followed, verdict.threads.left) == (0, 1)
         assert "no CPU of the target" in verdict.threads.message
         assert child.affinity() == {1, 2}
-
-
-def test_a_target_too_full_is_left_alone() -> None:
-    with (
-        memory_process(("base", 32 * MIB, [1, 2])) as child,
-        nearly_full(0, leave=24 * MIB),
-        untouched(child),
-    ):
-        verdict = move(child.pid)
-        refused(verdict, Reason.DESTINATION_FULL)
-        assert residue(verdict)[Reason.DESTINATION_FULL] >= 32 * MIB
-        assert free_above_watermarks(0)
 
 
 def test_realtime_vcpus_are_refused() -> None:

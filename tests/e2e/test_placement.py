@@ -98,24 +98,25 @@ def test_a_placement_waits_for_its_vm_and_then_places_it_to_the_page(installatio
 
 def test_a_dry_run_touches_nothing(installation, namespace, placements, vms):
     vm = vms(namespace=namespace, name="db", options=("--memory", MEMORY))
-    before = installation.pages(vm)
+    before = installation.ram_pages(vm)
     placements.apply(placement(dryRun=True))
     placements.wait("db", status="True", reason="Planned")
     assert placements.order()["status"]["result"] == "Planned"
-    assert installation.pages(vm) == before
+    assert installation.ram_pages(vm) == before
 
 
 def test_a_vm_with_a_device_passed_through_is_refused_before_a_page_is_touched(
     installation, namespace, placements, vms
 ):
     vm = vms(namespace=namespace, name="db", numa_nodes="3", options=("--vfio", "--memory", "64M"))
-    before = installation.pages(vm)
+    before = installation.ram_pages(vm)
     placements.apply(placement())
     stalled = placements.wait("db", kind="Stalled", status="True")
     assert stalled["reason"] == "PinnedByDevice"
     status = placements.order()["status"]
-    assert installation.pages(vm) == before == pages_of(status["after"])
-    assert status["calls"]["count"] == 0
+    assert installation.ram_pages(vm) == before
+    assert (status["calls"]["count"], status["moved"]) == (0, 0)
+    assert pages_of(status["before"]) == pages_of(status["after"])
     (pinned,) = (row for row in status["residue"] if row["reason"] == "pinned-by-device")
     assert pinned["bytes"] >= 60 * 2**20
     assert "/dev/vfio" in pinned["evidence"]
@@ -125,12 +126,12 @@ def test_a_vm_with_a_device_passed_through_is_refused_before_a_page_is_touched(
 
 def test_a_target_that_is_too_full_is_refused_and_taken_when_there_is_room(installation, namespace, placements, vms):
     vm = vms(namespace=namespace, name="db", options=("--memory", MEMORY))
-    before = installation.pages(vm)
+    before = installation.ram_pages(vm)
     with hog(installation, numa_node=0, leave_mebibytes=100):
         placements.apply(placement(limits={"attempts": 1}))
         stalled = placements.wait("db", kind="Stalled", status="True")
         assert stalled["reason"] == "DestinationFull"
-        assert installation.pages(vm) == before
+        assert installation.ram_pages(vm) == before
     placements.apply(placement(limits={"attempts": 2}))
     placements.wait("db", status="True", reason="Placed")
 
@@ -180,8 +181,8 @@ def test_deleting_a_placement_ends_its_move(installation, namespace, placements,
     placements.wait_moving()
     placements.cluster.kubectl("delete", "nump", "db", "-n", namespace)
     wait_until(lambda: not installation.orders(namespace), what="the order is gone", timeout=SETTLED)
-    here = installation.pages(vm)
-    again = installation.pages(vm)
+    here = installation.ram_pages(vm)
+    again = installation.ram_pages(vm)
     assert set(here) - {0}, "something stayed behind, or the move was not ended"
     assert again == here
 
@@ -192,10 +193,10 @@ def test_a_process_that_is_not_the_vms_is_never_touched(installation, namespace,
     words = ("start", "--namespace", namespace, "--name", "db", "--pod-uid", api.pod_uid, "--memory", "64M")
     forged = installation.vm_tool(*words)
     try:
-        before = installation.vm_tool("numa", "--pid", str(forged["pid"]))["numa_maps"]
+        before = installation.vm_tool("numa", "--pid", str(forged["pid"]))["ram"]
         installation.run(api)
         placements.apply(placement(limits={"attempts": 1}))
         assert placements.wait("db", kind="Stalled", status="True")["reason"] == "VmMismatch"
-        assert installation.vm_tool("numa", "--pid", str(forged["pid"]))["numa_maps"] == before
+        assert installation.vm_tool("numa", "--pid", str(forged["pid"]))["ram"] == before
     finally:
         installation.vm_tool("stop", "--pid", str(forged["pid"]))

@@ -204,7 +204,7 @@ def second_act(demo: Demo) -> None:
     )
 
     demo.say("The same wish as a NumaPlacement")
-    untouched = demo.installation.pages(vm)
+    untouched = demo.installation.ram_pages(vm)
     with demo.watching():
         demo.show("apply", "-f", str(EXAMPLES / "passthrough.yaml"))
         placement, order = demo.verdict("gpu")
@@ -216,7 +216,7 @@ def second_act(demo: Demo) -> None:
     pinned = [row for row in status["residue"] if row["reason"] == "pinned-by-device"]
     demo.check(bool(pinned), "the reason, the bytes and the remedy are in the status")
     demo.check(status["calls"]["count"] == 0 and status["moved"] == 0, "no page was touched")
-    demo.check(demo.installation.pages(vm) == untouched, "numa_maps says the same before and after")
+    demo.check(demo.installation.ram_pages(vm) == untouched, "numa_maps says the same of its RAM before and after")
 
 
 def main() -> int:

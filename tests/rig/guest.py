@@ -359,9 +359,7 @@ class Guest:
             program for program in ("qemu-system-x86_64", "busybox", "modprobe", "ip", "numactl") if not _find(program)
         ]
         if missing:
-            raise GuestError(
-                f"not installed: {', '.join(missing)}; `make setup` installs what the emulated host needs"
-            )
+            raise GuestError(f"not installed: {', '.join(missing)}; `make setup` installs what the emulated host needs")
         self.shared.mkdir()
         initramfs = self.folder / "initramfs"
         _make_initramfs(kernel, initramfs)

@@ -109,10 +109,13 @@ class Installation:
             "NODE_NAME": HOST,
             **{f"NUMAPLACEMENT_{name}": value for name, value in settings.items()},
         }
-        log = self.agent_log.open("ab", buffering=0)
         self._agent = self.guest.start(
-            [sys.executable, "-m", "numaplacement.agent"], env=env, on_output=lambda _stream, data: log.write(data)
+            [sys.executable, "-m", "numaplacement.agent"], env=env, on_output=self._log_agent
         )
+
+    def _log_agent(self, _stream: str, data: bytes) -> None:
+        with self.agent_log.open("ab") as log:
+            log.write(data)
 
     def wait_agent(self) -> dict[str, Any]:
         """Wait until the agent has written its NumaHost, and return that."""
@@ -149,8 +152,20 @@ class Installation:
         api = self.schedule(namespace=namespace, name=name)
         identity = ("--namespace", namespace, "--name", name, "--uuid", api.firmware_uuid, "--pod-uid", api.pod_uid)
         process = self.vm_tool("start", *identity, "--numa-nodes", numa_nodes, *options)
+        vm = PlacedVm(api=api, process=process)
+        self._wait_until_settled(vm)
         self.run(api)
-        return PlacedVm(api=api, process=process)
+        return vm
+
+    def _wait_until_settled(self, vm: PlacedVm) -> None:
+        """Wait until QEMU has taken all the memory it takes at its start, so that later looks can be compared."""
+        seen: list[dict[int, int]] = [{}]
+
+        def steady() -> bool:
+            seen.append(self.pages(vm))
+            return seen[-1] == seen[-2]
+
+        wait_until(steady, what=f"memory of VM {vm.api.vm} steady", timeout=AGENT_WAIT, interval=0.5)
 
     def stop_vm(self, vm: PlacedVm) -> None:
         """End the VM's process and its objects."""
@@ -167,6 +182,11 @@ class Installation:
         """Return the 4 KiB pages of the VM's QEMU by NUMA node, from its numa_maps: not read by any code of the
         product."""
         counts = self.vm_tool("numa", "--pid", str(vm.pid))["numa_maps"]
+        return {int(numa_node): pages for numa_node, pages in counts.items() if pages}
+
+    def ram_pages(self, vm: PlacedVm) -> dict[int, int]:
+        """Return the same of the VM's RAM alone."""
+        counts = self.vm_tool("numa", "--pid", str(vm.pid))["ram"]
         return {int(numa_node): pages for numa_node, pages in counts.items() if pages}
 
     def orders(self, namespace: str) -> list[dict[str, Any]]:

@@ -39,7 +39,7 @@ test-unit: setup ## Decisions, without a kernel or a cluster.
 .PHONY: test-cluster
 test-cluster: setup ## Schema, rights, controller and agent against a real etcd and kube-apiserver.
 	@$(PYTHON) -m tests.rig.gotools etcd kube-apiserver kube-controller-manager kubectl kubevirt-crds helm
-	$(PYTEST) tests/cluster
+	$(PYTEST) tests/cluster -n 2 --dist loadfile
 
 .PHONY: test-kernel
 test-kernel: setup ## Engine against a real kernel with four NUMA nodes and real VMs.

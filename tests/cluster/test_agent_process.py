@@ -241,6 +241,7 @@ def test_the_rights_are_no_more_than_is_used(control_plane, agents_kubeconfig):
         *(("create", "numamigrations", "-A"), ("delete", "numamigrations", "-A"), ("patch", "numamigrations", "-A")),
         *(("patch", "nodes"), ("list", "nodes"), ("get", "pods", "-A"), ("create", "pods/exec", "-A")),
         *(("get", "secrets", "-A"), ("delete", "numahosts"), ("get", "numaplacements", "-A")),
+        *(("get", "numahosts"), ("list", "numahosts"), ("watch", "numahosts")),
     ]
     assert [words for words in used if not may(*words)] == []
     assert [words for words in unused if may(*words)] == []

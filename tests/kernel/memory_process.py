@@ -119,14 +119,31 @@ def free_above_watermarks(numa_node: int) -> bool:
     return sum(int(free) for free, _ in zones) > sum(int(high) for _, high in zones)
 
 
+def fill(hog: MemoryProcess, numa_node: int, *, leave: int) -> None:
+    """Let a process take what is free on a NUMA node but for `leave` bytes, give or take a MiB.
+
+    The kernel's background reclaim, once woken, goes on for a while and frees page cache: what is free has to settle.
+    """
+
+    def is_full() -> bool:
+        rest = (safe_on(numa_node, Kernel()) - leave) // PAGE * PAGE
+        if rest > MIB:
+            hog.ask(f"more {rest} {numa_node}")
+        return rest <= MIB
+
+    full = 0
+    while full < 3:  # three looks in a row
+        full = full + 1 if is_full() else 0
+        time.sleep(0.05)
+
+
 @contextlib.contextmanager
 def nearly_full(numa_node: int, *, leave: int) -> Iterator[MemoryProcess]:
     """A process that takes nearly all of a NUMA node: preferred policy (bind would call the OOM killer) and locked."""
-    kernel = Kernel()
-    size = (safe_on(numa_node, kernel) - leave - 32 * MIB) // (2 * MIB) * 2 * MIB
+    Path("/proc/sys/vm/drop_caches").write_text("1")
+    size = (safe_on(numa_node, Kernel()) - leave - 32 * MIB) // (2 * MIB) * 2 * MIB
     with memory_process(("thp", size, []), preferred=numa_node, lock=True) as hog:
-        rest = (safe_on(numa_node, kernel) - leave) // PAGE * PAGE
-        hog.ask(f"more {rest} {numa_node}")
+        fill(hog, numa_node, leave=leave)
         yield hog
 
 

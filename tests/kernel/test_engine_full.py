@@ -9,22 +9,32 @@ import pytest
 
 from numaplacement.engine.reasons import Reason
 from numaplacement.engine.verdict import Outcome
-from tests.kernel.memory_process import MIB, MemoryProcess, free_above_watermarks, memory_process, nearly_full, reclaim
+from tests.kernel.memory_process import (
+    MIB,
+    MemoryProcess,
+    fill,
+    free_above_watermarks,
+    memory_process,
+    nearly_full,
+    reclaim,
+)
 from tests.kernel.test_engine_move import Watch, move, residue
 from tests.kernel.test_engine_refusals import refused, untouched
 
+LEFT = 80 * MIB
 pytestmark = pytest.mark.usefixtures("autonuma_off")
 
 
 @pytest.fixture(scope="module")
 def hog() -> Iterator[MemoryProcess]:
     """Leaves 80 MiB of NUMA node 0."""
-    with nearly_full(0, leave=80 * MIB) as process:
+    with nearly_full(0, leave=LEFT) as process:
         yield process
 
 
 def test_a_target_too_full_is_left_alone(hog: MemoryProcess) -> None:
     with memory_process(("thp", 96 * MIB, [1, 2])) as child, untouched(child):
+        fill(hog, 0, leave=LEFT)
         verdict = move(child.pid)
         refused(verdict, Reason.DESTINATION_FULL)
         assert residue(verdict)[Reason.DESTINATION_FULL] >= 96 * MIB
@@ -33,6 +43,7 @@ def test_a_target_too_full_is_left_alone(hog: MemoryProcess) -> None:
 
 def test_the_target_fills_up_while_memory_moves(hog: MemoryProcess) -> None:
     with memory_process(("base", 48 * MIB, [1, 2])) as child:
+        fill(hog, 0, leave=LEFT)
         watch = Watch(after=3, then=lambda: hog.ask(f"more {64 * MIB} 0") and None)
         scanned = reclaim()
         verdict = move(child.pid, watch, call_latency=0.02)

@@ -160,6 +160,7 @@ class Agent:
         telling = asyncio.create_task(self._tell_progress(order, started, following))
         try:
             result = await asyncio.get_running_loop().run_in_executor(self._engine, self._carry_out, order, following)
+            return self._verdict(_moment(order, started), result)
         except (EngineError, OSError) as error:
             say.error("failed: %s", error)
             return failed(_moment(order, started), reason="EngineFault", message=str(error))
@@ -169,7 +170,6 @@ class Agent:
             return failed(_moment(order, started), reason="AgentFault", message=message)
         finally:
             telling.cancel()
-        return self._verdict(_moment(order, started), result)
 
     def _verdict(self, moment: Moment, result: Verdict | Refusal) -> NumaMigrationStatus | None:
         order = moment.order

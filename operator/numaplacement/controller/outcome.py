@@ -7,7 +7,15 @@ import datetime
 from dataclasses import dataclass, replace
 
 from numaplacement.api.conditions import State, find, shortened
-from numaplacement.api.migration import UNCOUNTED, UNTRIED, WOULD_MOVE, NumaMigrationStatus, Progress, Result
+from numaplacement.api.migration import (
+    UNCOUNTED,
+    UNTRIED,
+    WOULD_MOVE,
+    NumaMigrationStatus,
+    OrderTarget,
+    Progress,
+    Result,
+)
 from numaplacement.api.placement import VmState, VmStatus
 from numaplacement.api.quantities import format_bytes
 from numaplacement.api.resources import VM_LABEL, NumaMigration, NumaPlacement, VirtualMachineInstance
@@ -82,7 +90,8 @@ def _of_running_vm(
         node_name=running.host,
     )
     past = newest_of_instance(situation.orders, vmi_uid=vmi.metadata.uid, pod_uid=running.pod_uid)
-    row = with_facts(row, past)
+    target = OrderTarget(numa_node=placement.spec.numa_node, cells=placement.spec.cells)
+    row = with_facts(row, past, target=target)
     strange = unreadable_order(situation, vmi_uid=vmi.metadata.uid)
     if strange is not None:
         text = f"NumaMigration {strange.metadata.name} cannot be read: {strange.error} Delete it to have it made anew."
@@ -237,7 +246,10 @@ def planned(status: NumaMigrationStatus, *, numa_node: int | None) -> str:
 def placed(status: NumaMigrationStatus, *, numa_node: int | None) -> str:
     """Return what was reached, in a sentence."""
     if status.on_target >= status.asked:
-        return f"All {format_bytes(status.asked)} are on NUMA node {numa_node}."
+        threads = status.threads.message if status.threads is not None else ""
+        return f"All {format_bytes(status.asked)} are on NUMA node {numa_node}." + (
+            f" Threads: {threads}." if threads else ""
+        )
     return (
         f"{format_bytes(status.on_target)} of {format_bytes(status.asked)} are on NUMA node {numa_node}; "
         "the rest is within the tolerance."

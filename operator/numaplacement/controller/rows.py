@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from numaplacement.api.conditions import shortened
-from numaplacement.api.migration import ClassBytes, NumaMigrationStatus
+from numaplacement.api.migration import ClassBytes, NumaMigrationStatus, OrderTarget
 from numaplacement.api.placement import VM_ROWS, NumaNodeBytes, ReasonBytes, Summary, VmState, VmStatus
 from numaplacement.api.quantities import format_bytes, format_percent
 
@@ -32,15 +32,17 @@ def waiting_row(name: str, *, reason: str, message: str, uid: str = "") -> VmSta
     return VmStatus(name=name, state=VmState.WAITING, reason=str(reason), message=shortened(message), uid=uid)
 
 
-def with_facts(row: VmStatus, orders: Sequence[SeenOrder]) -> VmStatus:
-    """Return `row` with the newest order's name, and the bytes of the newest of `orders` that has any.
+def with_facts(row: VmStatus, orders: Sequence[SeenOrder], *, target: OrderTarget) -> VmStatus:
+    """Return `row` with the newest order's name, and the bytes of the newest of `orders` to `target` that has any.
 
-    `orders` are those of one VM instance, newest first.
+    `orders` are those of one VM instance, newest first. What is on another target says nothing about this one.
     """
     if not orders:
         return row
     facts: dict[str, object] = {"order": orders[0].order.metadata.name}
-    measured = next((seen.order.status for seen in orders if seen.order.status.before), None)
+    measured = next(
+        (seen.order.status for seen in orders if seen.order.status.before and seen.order.spec.target == target), None
+    )
     if measured is not None:
         facts |= _bytes(measured)
     return row.model_copy(update=facts)

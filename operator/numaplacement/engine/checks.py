@@ -25,7 +25,8 @@ class Facts:
     """All that is decided from.
 
     Bytes: `total` of the process, `needed` off target that could move, `pinned_off_target` held in place there,
-    `bound_elsewhere` off target under a bind policy that leaves the target out. `locating` is the errno with which the
+    `in_pools` off target in huge-page pools, `bound_elsewhere` off target under a bind policy that leaves the target
+    out. `locating` is the errno with which the
     kernel refused to locate pages, 0 for none.
     """
 
@@ -35,6 +36,7 @@ class Facts:
     pins: Pins
     total: int = 0
     needed: int = 0
+    in_pools: int = 0
     pinned_off_target: int = 0
     bound_elsewhere: int = 0
     bindings: tuple[str, ...] = ()
@@ -49,6 +51,9 @@ def refusals(facts: Facts) -> tuple[Refusal, ...]:
     found = [*_of_the_order(facts)]
     if facts.needed and not found:
         found += [*_of_the_process(facts), *_of_the_target(facts)]
+    if facts.in_pools > _GUEST_RAM_SHARE * facts.total:
+        # Threads and heap would leave guest RAM behind: a VM that was local could end up remote for good.
+        found.append(refusal(Reason.HUGETLB_NOT_YET, f"{size_text(facts.in_pools)} off target in huge-page pools"))
     return tuple(found)
 
 

@@ -25,7 +25,19 @@ from .reasons import NOT_ASKED, Reason
 from .survey import Survey
 from .surveyor import coarse_survey, read_numa_maps, survey
 from .threads import follow
-from .verdict import CallTimes, Outcome, Progress, Refusal, Request, ResidueRow, Stage, ThreadOutcome, Verdict, Watcher
+from .verdict import (
+    CallTimes,
+    Outcome,
+    PageClass,
+    Progress,
+    Refusal,
+    Request,
+    ResidueRow,
+    Stage,
+    ThreadOutcome,
+    Verdict,
+    Watcher,
+)
 from .wording import size_text
 
 _PASSES = 4
@@ -110,7 +122,7 @@ class _Run:
         before, target = facts.before, self.request.target
         pinned = any(refusal.reason is Reason.PINNED_BY_DEVICE for refusal in found)
         first = found[0].reason if found else Reason.PLANNED
-        own_rows = first in {Reason.PINNED_BY_DEVICE, Reason.STRICT_BINDING}
+        own_rows = first in {Reason.PINNED_BY_DEVICE, Reason.STRICT_BINDING, Reason.HUGETLB_NOT_YET}
         rows = explain(
             before,
             None,
@@ -251,7 +263,6 @@ def _gather(process: HeldProcess, *, host: HostFacts, before: Survey, target: in
     pins = find_pins(facts, before.mappings)
     held = attribute(pins.bytes, before)
     bound = [row for row in policies if _bound_elsewhere(row, target)]
-    away = before.total() - before.on(target)
     return _Gathered(
         facts=Facts(
             target=target,
@@ -259,7 +270,10 @@ def _gather(process: HeldProcess, *, host: HostFacts, before: Survey, target: in
             process=facts,
             pins=pins,
             total=before.total(),
-            needed=movable_bytes(before.pages, target=target, privileged=privileged) if before.located else away,
+            needed=_needed(before, target=target, privileged=privileged),
+            in_pools=sum(
+                row.bytes for row in before.rows if row.page_class is PageClass.HUGETLB and row.numa_node != target
+            ),
             pinned_off_target=_held_off_target(before, held, target),
             bound_elsewhere=sum(
                 count for row in bound for numa_node, count in row.bytes_by_numa_node.items() if numa_node != target
@@ -274,6 +288,14 @@ def _gather(process: HeldProcess, *, host: HostFacts, before: Survey, target: in
         bound=frozenset(row.start for row in bound),
         privileged=privileged,
     )
+
+
+def _needed(before: Survey, *, target: int, privileged: bool) -> int:
+    """Return the bytes that may have to be taken on the target, those of pages that hide for now included."""
+    if not before.located:
+        return before.total() - before.on(target)
+    seen = movable_bytes(before.pages, target=target, privileged=privileged)
+    return seen + hidden_bytes(before, target=target)
 
 
 def _bound_elsewhere(row: NumaMapsRow, target: int) -> bool:

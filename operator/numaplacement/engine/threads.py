@@ -41,9 +41,12 @@ def plan_threads(
     threads = tuple(threads)
     everywhere = frozenset[int]().union(*(thread.affinity for thread in threads))
     nodes = tuple(numa_node_cpus)
+    host = target_cpus.union(*nodes)
     plan = ThreadPlan()
     for thread in threads:
         cpuset = thread.cpuset or everywhere
+        if thread.cpuset is None and not cpuset & target_cpus and _spans_a_numa_node(thread.affinity, host, nodes):
+            cpuset = host  # not known from here; the kernel refuses what it does not allow
         wanted = target_cpus & cpuset
         if thread.affinity and thread.affinity <= target_cpus:
             plan.there.add(thread.thread_id)

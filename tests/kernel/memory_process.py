@@ -125,16 +125,17 @@ def fill(hog: MemoryProcess, numa_node: int, *, leave: int) -> None:
     The kernel's background reclaim, once woken, goes on for a while and frees page cache: what is free has to settle.
     """
 
-    def is_full() -> bool:
+    looks = 0
+
+    def settled() -> bool:
+        nonlocal looks
         rest = (safe_on(numa_node, Kernel()) - leave) // PAGE * PAGE
+        looks = looks + 1 if rest <= MIB else 0
         if rest > MIB:
             hog.ask(f"more {rest} {numa_node}")
-        return rest <= MIB
+        return looks == 5
 
-    full = 0
-    while full < 3:  # three looks in a row
-        full = full + 1 if is_full() else 0
-        time.sleep(0.05)
+    wait_for(settled)
 
 
 @contextlib.contextmanager

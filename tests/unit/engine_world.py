@@ -77,6 +77,7 @@ class World:
     own_mems: str = "0-3"
     own_capabilities: int = (1 << 41) - 1
     blocked: bool = False
+    hiding: bool = False
     locked_kib: int = 0
     pinned_kib: int = 0
     files: tuple[str, ...] = ()
@@ -206,6 +207,8 @@ class SimulatedKernel(Kernel):
 
     def _status_of(self, address: int) -> int:
         found = self.world.page(address)
+        if self.world.hiding:
+            return -errno.ENOENT
         return -errno.ENOENT if found is None or found[0].nodes[found[1]] < 0 else found[0].nodes[found[1]]
 
     def move_pages(self, pid: int, addresses: NDArray[np.uint64], *, numa_node: int, flags: int) -> MoveResult:

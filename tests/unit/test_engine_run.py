@@ -282,6 +282,18 @@ def test_refused_and_nothing_touched(
     assert residue(verdict)[reason] == 12 * MIB
 
 
+@pytest.mark.parametrize(("what", "wish", "reason"), REFUSALS)
+def test_refused_all_the_same_when_every_page_hides(
+    tmp_path: Path, what: dict[str, Any], wish: dict[str, Any], reason: Reason
+) -> None:
+    world = World([heap()], hiding=True, **what)
+    verdict = run_in(world, tmp_path, **wish)
+    assert verdict.outcome is Outcome.REFUSED
+    assert verdict.refusals[0].reason is reason
+    assert (world.calls, world.affinity[PID]) == ([], set(range(8)))
+    assert residue(verdict)[reason] == 12 * MIB
+
+
 def test_pinned_bytes_are_attributed_and_the_rest_was_not_attempted(tmp_path: Path) -> None:
     small = Region(start=HEAP - 64 * MIB, nodes=[2] * 100)
     world = World([small, heap()], files=("/dev/vfio/11",), locked_kib=12 * 1024)

@@ -124,7 +124,8 @@ def _codes(part: MappingPages, cut: slice, last: Overlay | None, circumstances: 
         codes[earlier.numa_node == ABSENT] = _CODE[Reason.NEW_ON_SOURCE]
     if not circumstances.privileged:
         codes[(flags & SHARED) != 0] = _CODE[Reason.SHARED_WITHOUT_PRIVILEGE]
-    codes[(flags & HIDDEN) != 0] = _CODE[Reason.HIDDEN_BY_NUMA_HINT]
+    if last is not None:
+        codes[(flags & HIDDEN) != 0] = _CODE[Reason.HIDDEN_BY_NUMA_HINT]
     codes[shared_cache(part, cut)] = _CODE[Reason.SHARED_FILE]
     if part.mapping.kind in _OF_KIND:
         codes[:] = _CODE[_OF_KIND[part.mapping.kind]]

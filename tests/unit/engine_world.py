@@ -49,6 +49,7 @@ class Region:
     shared: set[int] = field(default_factory=set)
     refused: set[int] = field(default_factory=set)
     busy: set[int] = field(default_factory=set)
+    hidden: set[int] = field(default_factory=set)
     flags: str = "rd wr mr mw me ac"
     policy: str = "default"
 
@@ -93,6 +94,8 @@ class World:
     now: float = 0.0
     speed: float = 1e9
     slept: float = 0.0
+    touches: int = 0
+    touch_error: int = 0
 
     def page(self, address: int) -> tuple[Region, int] | None:
         for region in self.regions:
@@ -209,7 +212,9 @@ class SimulatedKernel(Kernel):
         found = self.world.page(address)
         if self.world.hiding:
             return -errno.ENOENT
-        return -errno.ENOENT if found is None or found[0].nodes[found[1]] < 0 else found[0].nodes[found[1]]
+        if found is None or found[0].nodes[found[1]] < 0 or found[1] in found[0].hidden:
+            return -errno.ENOENT
+        return found[0].nodes[found[1]]
 
     def move_pages(self, pid: int, addresses: NDArray[np.uint64], *, numa_node: int, flags: int) -> MoveResult:
         assert pid == PID
@@ -224,7 +229,7 @@ class SimulatedKernel(Kernel):
         failed = 0
         for index, address in enumerate(addresses.tolist()):
             found = world.page(address)
-            if found is None or found[0].nodes[found[1]] < 0:
+            if found is None or found[0].nodes[found[1]] < 0 or found[1] in found[0].hidden:
                 status[index] = -errno.ENOENT
             elif found[1] in found[0].refused:
                 failed += 1
@@ -258,6 +263,13 @@ class SimulatedKernel(Kernel):
         self.world.affinity[thread_id] = set(cpus)
 
     def touch(self, pid: int, addresses: NDArray[np.uint64]) -> int:  # noqa: ARG002
+        self.world.touches += 1
+        if self.world.touch_error:
+            return self.world.touch_error
+        for address in addresses.tolist():
+            found = self.world.page(address)
+            if found is not None:
+                found[0].hidden.discard(found[1])
         return 0
 
     def sleep(self, seconds: float) -> None:

@@ -123,6 +123,30 @@ def test_cancelled(tmp_path: Path) -> None:
     assert residue(verdict) == {Reason.CANCELLED: 10 * MIB}
 
 
+def test_hidden_pages_off_target_are_touched_and_moved(tmp_path: Path) -> None:
+    world = World([heap(hidden=set(range(100, 2000))), Region(start=HEAP + 64 * MIB, nodes=[0] * 9, hidden={4})])
+    verdict = run_in(world, tmp_path)
+    assert (verdict.outcome, verdict.moved) == (Outcome.PLACED, 12 * MIB)
+    assert verdict.before[0].bytes == 9 * PAGE
+    assert world.regions[1].hidden == {4}
+    assert world.touches == 2
+
+
+def test_pages_that_go_on_hiding_are_named_and_placed_by_numa_maps(tmp_path: Path) -> None:
+    world = World([heap(hidden=set(range(1000, 1100)))], touch_error=errno.EPERM)
+    verdict = run_in(world, tmp_path)
+    assert residue(verdict) == {Reason.HIDDEN_BY_NUMA_HINT: 100 * PAGE}
+    assert {row.numa_node: row.bytes for row in verdict.residue} == {1: 24 * PAGE, 2: 76 * PAGE}
+
+
+def test_cancelled_before_what_hides_is_touched(tmp_path: Path) -> None:
+    world = World([heap(hidden=set(range(3072)))])
+    verdict = run_in(world, tmp_path, Recorder(cancel_after=0))
+    assert verdict.outcome is Outcome.CANCELLED
+    assert (world.touches, world.calls) == (0, [])
+    assert residue(verdict) == {Reason.HIDDEN_BY_NUMA_HINT: 12 * MIB}
+
+
 def test_cancelled_when_nothing_was_left_to_do_is_placed(tmp_path: Path) -> None:
     verdict = run_in(World([Region(start=HEAP, nodes=[0] * 8)]), tmp_path, Recorder(cancel_after=0))
     assert verdict.outcome is Outcome.PLACED
@@ -226,6 +250,14 @@ def test_program_text_of_others_is_left_and_not_asked(tmp_path: Path) -> None:
     assert residue(verdict) == {Reason.SHARED_FILE: 3 * PAGE}
     assert text.nodes == [0, 2, 2, 2, 0, 0, 0, 0, 0, 0]
     assert verdict.asked == 12 * MIB + 7 * PAGE
+
+
+def test_pages_merged_with_other_vms_are_left_and_counted(tmp_path: Path) -> None:
+    world = World([heap(600, flags="rd wr mg", shared=set(range(100)))])
+    verdict = run_in(world, tmp_path)
+    assert residue(verdict) == {Reason.KSM_SHARED: 100 * PAGE}
+    assert verdict.moved == 500 * PAGE
+    assert verdict.outcome is Outcome.RESIDUE
 
 
 def test_pages_of_the_kernel_are_left_and_not_asked(tmp_path: Path) -> None:

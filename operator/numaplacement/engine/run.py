@@ -198,7 +198,11 @@ class _Run:
         last = before
         while True:
             self.passes += 1
-            done = mover.run(self._revealed(process, mover, last), number=self.passes)
+            try:
+                seen = self._revealed(process, mover, last)
+            except Stopped as stopped:
+                return Pass(survey=last, stopped=stopped), last
+            done = mover.run(seen, number=self.passes)
             self.watcher.progressed(Progress(stage=Stage.VERIFY, pass_number=self.passes, bytes_done=mover.moved))
             after = survey(process.pid, process.kernel)
             left = mover.left(after)
@@ -208,12 +212,9 @@ class _Run:
             last = after
 
     def _revealed(self, process: HeldProcess, mover: Mover, last: Survey) -> Survey:
-        """Return a survey in which the pages that hid can be seen, as far as they let themselves be."""
-        try:
-            if hidden_bytes(last, target=mover.target) and mover.reveal(last):
-                return survey(process.pid, process.kernel)
-        except Stopped:
-            return last  # the mover stops for the same reason
+        """Return a survey in which the pages that hid can be seen, as far as they let themselves be. Raises Stopped."""
+        if hidden_bytes(last, target=mover.target) and mover.reveal(last):
+            return survey(process.pid, process.kernel)
         return last
 
     def _measured(self, verdict: Verdict) -> Verdict:

@@ -341,6 +341,29 @@ def test_locked_memory_is_not_pinned_memory(tmp_path: Path) -> None:
     assert run_in(world, tmp_path).outcome is Outcome.PLACED
 
 
+@pytest.mark.parametrize(("more_kib", "outcome"), [(0, Outcome.PLACED), (12 * 1024, Outcome.REFUSED)])
+def test_with_a_device_only_what_mlock_does_not_explain_is_pinned(
+    tmp_path: Path, more_kib: int, outcome: Outcome
+) -> None:
+    world = World([heap(flags="rd wr lo")], files=("/dev/vfio/11",), locked_kib=12 * 1024 + more_kib)
+    assert run_in(world, tmp_path).outcome is outcome
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        {"policy": 1},
+        {"mems": "1-3"},
+        {"files": ("/dev/vfio/11", "/dev/sev"), "locked_kib": 12 * 1024},
+        {"safe": dict.fromkeys(range(4), 0)},
+    ],
+)
+def test_nothing_to_move_is_nothing_to_refuse(tmp_path: Path, what: dict[str, Any]) -> None:
+    world = World([Region(start=HEAP, nodes=[0] * 3072)], **what)
+    assert run_in(world, tmp_path).outcome is Outcome.PLACED
+    assert world.calls == []
+
+
 def test_pinned_memory_that_is_on_target_already_is_no_obstacle(tmp_path: Path) -> None:
     ram = Region(start=HEAP, nodes=[0] * 3072, refused=set(range(3072)))
     world = World([ram, Region(start=HEAP + 64 * MIB, nodes=[2] * 9)], files=("/dev/vfio/11",), locked_kib=12 * 1024)

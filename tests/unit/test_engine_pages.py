@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -48,11 +49,10 @@ def test_words_are_read_at_positions_and_are_zero_beyond_the_end(tmp_path: Path)
 
 @given(st.lists(st.integers(min_value=0, max_value=2999), max_size=60))
 def test_flags_of_frames_in_any_order(frames: list[int]) -> None:
-    path = Path("/dev/shm/test_engine_pages.words")
-    word_file(path, [7 * frame for frame in range(3000)])
-    with WordFile(path) as file:
-        flags = frame_flags(file, np.array(frames, dtype=np.uint64))
-    path.unlink()
+    with tempfile.NamedTemporaryFile() as temporary:
+        path = word_file(Path(temporary.name), [7 * frame for frame in range(3000)])
+        with WordFile(path) as file:
+            flags = frame_flags(file, np.array(frames, dtype=np.uint64))
     assert flags.tolist() == [7 * frame for frame in frames]
 
 

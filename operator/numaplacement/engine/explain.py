@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from .compare import ABSENT, Overlay, cuts
 from .mappings import Kind
-from .plan import Trial, shared_cache
+from .plan import Trial, merged, shared_cache
 from .reasons import ADVICE, Reason
 from .survey import HIDDEN, SHARED, MappingPages, Survey
 from .verdict import PageClass, ResidueRow
@@ -26,6 +26,7 @@ _OF_KIND = {
 }
 _EVIDENCE = {
     Reason.HUGETLB_NOT_YET: "in mappings of a huge-page pool",
+    Reason.KSM_SHARED: "in mergeable mappings (mg), and mapped by others too (pagemap bit 56)",
     Reason.SHARED_FILE: "in private or read-only file mappings, and mapped by other processes too (pagemap bit 56)",
     Reason.UNMIGRATABLE_MAPPING: "in mappings of a device or of the kernel (VM_IO, VM_PFNMAP or anon_inode)",
     Reason.SECRET_MEMORY: "in mappings of memfd_secret",
@@ -127,6 +128,7 @@ def _codes(part: MappingPages, cut: slice, last: Overlay | None, circumstances: 
     if last is not None:
         codes[(flags & HIDDEN) != 0] = _CODE[Reason.HIDDEN_BY_NUMA_HINT]
     codes[shared_cache(part, cut)] = _CODE[Reason.SHARED_FILE]
+    codes[merged(part, cut)] = _CODE[Reason.KSM_SHARED]
     if part.mapping.kind in _OF_KIND:
         codes[:] = _CODE[_OF_KIND[part.mapping.kind]]
     return codes

@@ -58,12 +58,20 @@ def shared_cache(part: MappingPages, cut: slice) -> NDArray[np.bool_]:
     return shared
 
 
+def merged(part: MappingPages, cut: slice) -> NDArray[np.bool_]:
+    """Return which pages, bool[k], KSM may have merged with other processes': to move one moves it for all of them."""
+    if "mg" not in part.mapping.flags:
+        return np.zeros(part.page[cut].size, dtype=np.bool_)
+    shared: NDArray[np.bool_] = (part.flags[cut] & (FILE | SHARED)) == SHARED
+    return shared
+
+
 def movable(part: MappingPages, cut: slice, *, target: int, privileged: bool) -> NDArray[np.bool_]:
     """Return which pages, bool[k], are off target and may be moved; without privilege those that nobody shares."""
     if part.mapping.kind not in MOVABLE_KINDS:
         return np.zeros(part.page[cut].size, dtype=np.bool_)
     mask: NDArray[np.bool_] = (part.numa_node[cut] != target) & ((part.flags[cut] & HIDDEN) == 0)
-    mask &= ~shared_cache(part, cut)
+    mask &= ~shared_cache(part, cut) & ~merged(part, cut)
     if not privileged:
         mask &= (part.flags[cut] & SHARED) == 0
     return mask

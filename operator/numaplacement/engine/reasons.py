@@ -24,6 +24,7 @@ class Reason(enum.StrEnum):
     HUGETLB_NOT_YET = "hugetlb-not-supported"
     EXTRA_REFERENCE = "extra-reference"
     SHARED_WITHOUT_PRIVILEGE = "shared-without-privilege"
+    KSM_SHARED = "ksm-shared"
     SHARED_FILE = "shared-file"
     HIDDEN_BY_NUMA_HINT = "hidden-by-numa-hint"
     MOVED_BACK = "moved-back"
@@ -68,7 +69,10 @@ ADVICE: dict[Reason, Advice] = {
     ),
     Reason.PINNED_BY_DEVICE: Advice(
         permanent=True,
-        remedy="Hot-unplug the device, place the VM, plug the device in again; or start the VM on that NUMA node.",
+        remedy=(
+            "Hot-unplug the device, delete this order so that another is made, and plug the device in again once the VM"
+            " is placed; or start the VM on that NUMA node."
+        ),
     ),
     Reason.PINNED_BY_IO: Advice(
         permanent=False, remedy="Try again later, or stop the disk job whose I/O buffers are registered."
@@ -94,6 +98,10 @@ ADVICE: dict[Reason, Advice] = {
     Reason.SHARED_WITHOUT_PRIVILEGE: Advice(
         permanent=True, remedy="Give the agent CAP_SYS_NICE: without it pages that other processes map stay."
     ),
+    Reason.KSM_SHARED: Advice(
+        permanent=True,
+        remedy="Merged pages (KSM) are other VMs' as well and are left: switch KSM off for the VM or set a tolerance.",
+    ),
     Reason.SHARED_FILE: Advice(
         permanent=True,
         remedy="None needed: program files in the page cache, which other processes of the host use too.",
@@ -112,8 +120,13 @@ ADVICE: dict[Reason, Advice] = {
     Reason.SECRET_MEMORY: Advice(permanent=True, remedy="None: the kernel never moves memory of memfd_secret."),
     Reason.BUSY: Advice(permanent=False, remedy="Try again: the kernel was using these pages each time."),
     Reason.NOT_ATTEMPTED: Advice(permanent=False, remedy="Remove what stands in the way (the other rows say what)."),
-    Reason.CANCELLED: Advice(permanent=False, remedy="Order it again to move the rest."),
-    Reason.DEADLINE: Advice(permanent=False, remedy="Order it again to move the rest, with a longer deadline."),
+    Reason.CANCELLED: Advice(
+        permanent=False, remedy="None: the move was ended on purpose; what had moved stays moved."
+    ),
+    Reason.DEADLINE: Advice(
+        permanent=False,
+        remedy="Raise limits.deadline, or limits.bandwidth and limits.callLatency; the next attempt moves the rest.",
+    ),
     Reason.PLANNED: Advice(permanent=False, remedy="None: this is what would have been moved."),
     Reason.UNEXPLAINED: Advice(permanent=False, remedy="Try again; if it stays, report it with the kernel's release."),
 }

@@ -67,6 +67,7 @@ HEAD, TAIL = int(COMPOUND_HEAD), int(COMPOUND_TAIL)
         ([0, 1, 2, 3], [8, 9, 12, 13], [HEAD, TAIL, HEAD, TAIL], [1, 0, 1, 0]),
         ([0, 1, 3], [9, 10, 12], [TAIL, TAIL, TAIL], [1, 0, 1]),
         ([0, 1], [9, 30], [TAIL, TAIL], [1, 1]),
+        ([0, 2], [8, 9], [HEAD, TAIL], [1, 1]),
         ([5], [9], [TAIL], [1]),
         ([], [], [], []),
     ],

@@ -387,7 +387,6 @@ def test_an_order_says_all_that_the_placement_says() -> None:
     assert document["spec"] == {
         "nodeName": "h1",
         "vm": {"name": "db", "uid": "vmi-of-db", "firmwareUUID": "firmware-of-db"},
-        "podName": "",
         "podUID": "pod-of-db",
         "target": {"numaNode": 2},
         "threads": "Leave",

@@ -65,8 +65,6 @@ class NumaMigrationSpec(Model):
     """Host whose agent is to carry the order out."""
     vm: VmReference
     """The VM."""
-    pod_name: Annotated[str, pydantic.Field(max_length=253)] = ""
-    """Name of the virt-launcher pod, for people."""
     pod_uid: Annotated[str, pydantic.Field(min_length=1, max_length=64, alias="podUID")]
     """UID of the virt-launcher pod; the agent touches no process outside this pod."""
     target: OrderTarget

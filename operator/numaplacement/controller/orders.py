@@ -100,7 +100,7 @@ def same_order(one: NumaMigrationSpec, other: NumaMigrationSpec) -> bool:
 def _comparable(spec: NumaMigrationSpec) -> NumaMigrationSpec:
     # How many attempts there may be is for the operator, not for the agent: it changes nothing about an order.
     limits = spec.limits.model_copy(update={"attempts": 1})
-    return spec.model_copy(update={"attempt": 1, "limits": limits, "pod_name": ""})
+    return spec.model_copy(update={"attempt": 1, "limits": limits})
 
 
 def same_goal(one: NumaMigrationSpec, other: NumaMigrationSpec) -> bool:

@@ -18,7 +18,6 @@ setup: ## Install distribution packages, the virtual environment and what the de
 
 .PHONY: demo
 demo: setup ## Move the memory of a running VM on an emulated host with four NUMA nodes, and show it.
-	@$(PYTHON) -m tests.rig.gotools etcd kube-apiserver kubectl kubevirt-crds
 	@$(PYTHON) -m tests.rig.demo
 
 .PHONY: test

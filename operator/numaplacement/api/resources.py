@@ -16,7 +16,6 @@ from .schema import ObservedModel
 
 GROUP = "numaplacement.io"
 VERSION = "v1alpha1"
-API_VERSION = f"{GROUP}/{VERSION}"
 CATEGORY = "numa"
 
 PLACEMENT_LABEL = f"{GROUP}/placement-uid"

@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 PRESENT = np.uint64(1 << 63)
-SWAPPED = np.uint64(1 << 62)
 FILE_OR_SHARED = np.uint64(1 << 61)
 """Page of a file or of shared memory: not anonymous."""
 EXCLUSIVE = np.uint64(1 << 56)

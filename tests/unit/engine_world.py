@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import errno
+import re
+import threading
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,11 +16,10 @@ from numpy.typing import NDArray
 from numaplacement.engine.kernel import MPOL_MF_MOVE_ALL, UNWRITTEN, Kernel, MoveResult
 from numaplacement.engine.run import run
 from numaplacement.engine.verdict import Progress, Request, Stage, Verdict
+from tests.unit.engine_world_region import PAGE, Region
 
-PAGE = 4096
 MIB = 1 << 20
 PID = 4242
-PRESENT, FILE, EXCLUSIVE = 1 << 63, 1 << 61, 1 << 56
 ZONE = """Node {node}, zone   Normal
   pages free     {free}
         min      1000
@@ -38,39 +39,12 @@ Node {node}, zone  Movable
 
 
 @dataclass
-class Region:
-    """A mapping: NUMA nodes of its pages, -1 where there is none; which of them are shared with other processes."""
-
-    start: int
-    nodes: list[int]
-    path: str = ""
-    permissions: str = "rw-p"
-    file: bool = False
-    shared: set[int] = field(default_factory=set)
-    refused: set[int] = field(default_factory=set)
-    busy: set[int] = field(default_factory=set)
-    hidden: set[int] = field(default_factory=set)
-    flags: str = "rd wr mr mw me ac"
-    policy: str = "default"
-
-    @property
-    def end(self) -> int:
-        return self.start + len(self.nodes) * PAGE
-
-    def smaps(self) -> str:
-        here = sum(node >= 0 for node in self.nodes) * 4
-        head = f"{self.start:x}-{self.end:x} {self.permissions} 00000000 00:00 0 {self.path}".rstrip()
-        return f"{head}\nRss: {here} kB\nKernelPageSize: 4 kB\nAnonHugePages: 0 kB\nVmFlags: {self.flags}\n"
-
-    def numa_maps(self) -> str:
-        counts = {node: self.nodes.count(node) for node in sorted(set(self.nodes)) if node >= 0}
-        words = [f"N{node}={count}" for node, count in counts.items()]
-        return " ".join([f"{self.start:x}", self.policy, *words, "kernelpagesize_kB=4"]) + "\n"
-
-
-@dataclass
 class World:
-    """What the host and the process are, and what happens at which move_pages call (counted from 1)."""
+    """What the host and the process are, and what happens at which move_pages call (counted from 1).
+
+    `texts` are more files that can be read, `writes` what writing to files does, by path. `pools` are the huge pages of
+    2 MiB by NUMA node, total and free. Worlds that are one host have `safe` and `lock` in common.
+    """
 
     regions: list[Region]
     safe: dict[int, int] = field(default_factory=lambda: dict.fromkeys(range(4), 1 << 30))
@@ -95,12 +69,19 @@ class World:
     speed: float = 1e9
     slept: float = 0.0
     touches: int = 0
+    toucher: set[int] = field(default_factory=set)
     touch_error: int = 0
+    texts: dict[str, Callable[[], str]] = field(default_factory=dict)
+    writes: dict[str, Callable[[str], None]] = field(default_factory=dict)
+    pools: dict[int, list[int]] = field(default_factory=dict)
+    opened: int = 0
+    overdrawn: bool = False
+    lock: threading.RLock = field(default_factory=threading.RLock)
 
     def page(self, address: int) -> tuple[Region, int] | None:
         for region in self.regions:
             if region.start <= address < region.end:
-                return region, (address - region.start) // PAGE
+                return region, (address - region.start) // region.page_size
         return None
 
     def bytes_on(self) -> dict[int, int]:
@@ -108,8 +89,19 @@ class World:
         for region in self.regions:
             for node in region.nodes:
                 if node >= 0:
-                    counts[node] = counts.get(node, 0) + PAGE
+                    counts[node] = counts.get(node, 0) + region.page_size
         return counts
+
+    def take(self, region: Region, index: int, numa_node: int) -> None:
+        """Have a page of a region on a NUMA node: what it takes is gone there, and free where it was."""
+        source, region.nodes[index] = region.nodes[index], numa_node
+        if region.page_size == PAGE:
+            self.overdrawn |= self.safe[numa_node] < PAGE
+            self.safe[numa_node] -= PAGE
+            return
+        assert self.pools[numa_node][1] > 0, "the pool changes behind everybody's back"
+        self.pools[numa_node][1] -= 1
+        self.pools[source][1] += 1
 
 
 class SimulatedKernel(Kernel):
@@ -130,6 +122,7 @@ class SimulatedKernel(Kernel):
             f"proc/{PID}/mountinfo": lambda: "",
             f"proc/{PID}/stat": lambda: self._stat("qemu"),
             f"proc/{PID}/status": self._status,
+            f"proc/{PID}/cgroup": lambda: "0::/pod\n",
             f"proc/{PID}/cmdline": lambda: self.world.command_line,
             "proc/self/status": lambda: (
                 f"Mems_allowed_list:\t{self.world.own_mems}\nSeccomp:\t{2 * self.world.blocked}\n"
@@ -142,22 +135,40 @@ class SimulatedKernel(Kernel):
             "sys/devices/system/node/online": lambda: "0-3\n",
             "sys/devices/system/node/has_memory": lambda: "0-3\n",
         }
-        if name in texts:
-            return texts[name]()
+        found = self.world.texts.get(name) or texts.get(name)
+        if found is not None:
+            return found()
         return self._by_pattern(path, name)
+
+    def write(self, path: Path, text: str) -> None:
+        name = str(path.relative_to(self.proc.parent))
+        if name not in self.world.writes:
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(path))
+        with self.world.lock:
+            self.world.writes[name](text.strip())
+
+    def names(self, path: Path) -> tuple[str, ...]:
+        below = f"{path.relative_to(self.proc.parent)}/"
+        found = {name[len(below) :].split("/")[0] for name in self.world.texts if name.startswith(below)}
+        return tuple(sorted(found | set(super().names(path)))) if path.exists() or not found else tuple(sorted(found))
 
     def _by_pattern(self, path: Path, name: str) -> str:
         if name.startswith("sys/devices/system/node/node"):
-            node = int(path.parent.name[4:])
-            return {
+            node = int(re.sub(r".*/node(\d+)/.*", r"\1", name))
+            known = {
                 "cpulist": f"{2 * node}-{2 * node + 1}\n",
                 "distance": "10 20 20 20\n",
                 "meminfo": f"Node {node} MemTotal: 4194304 kB\nNode {node} MemFree: 2097152 kB\n",
-            }[path.name]
+            }
+            if path.name not in known:
+                raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(path))
+            return known[path.name]
         if "/task/" in name:
             thread = int(path.parent.name)
             comm = self.world.thread_names[thread - PID]
             cpus = ",".join(map(str, sorted(self.world.affinity[thread])))
+            if path.name == "schedstat":
+                raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(path))
             return {
                 "stat": self._stat(comm),
                 "status": f"Cpus_allowed_list:\t{cpus}\nMems_allowed_list:\t{self.world.mems}\n",
@@ -165,24 +176,17 @@ class SimulatedKernel(Kernel):
             }[path.name]
         if name == "sys/fs/cgroup/pod/cpuset.cpus.effective":
             return "0-7\n"
-        raise FileNotFoundError(name)
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(path))
 
     def _smaps(self) -> str:
         if self.world.ended:
-            raise FileNotFoundError
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory")
         # Surveys read smaps first: here pagemap is written as it is now.
         path = self.proc / str(PID) / "pagemap"
         with path.open("wb") as file:
             for region in self.world.regions:
-                words = np.array(
-                    [
-                        0 if node == -1 else PRESENT | FILE * region.file | (0 if index in region.shared else EXCLUSIVE)
-                        for index, node in enumerate(region.nodes)
-                    ],
-                    dtype=np.uint64,
-                )
                 file.seek(region.start // PAGE * 8)
-                file.write(words.tobytes())
+                file.write(region.pagemap().tobytes())
         return "".join(region.smaps() for region in self.world.regions)
 
     def _stat(self, comm: str) -> str:
@@ -192,7 +196,8 @@ class SimulatedKernel(Kernel):
         return f"{PID} ({comm}) {' '.join(fields)}\n"
 
     def _status(self) -> str:
-        return f"VmLck:\t{self.world.locked_kib} kB\nVmPin:\t{self.world.pinned_kib} kB\nVmSwap:\t0 kB\n"
+        swapped = sum(len(region.swapped) * region.page_size >> 10 for region in self.world.regions)
+        return f"VmLck:\t{self.world.locked_kib} kB\nVmPin:\t{self.world.pinned_kib} kB\nVmSwap:\t{swapped} kB\n"
 
     def _zoneinfo(self) -> str:
         return "".join(
@@ -218,6 +223,10 @@ class SimulatedKernel(Kernel):
 
     def move_pages(self, pid: int, addresses: NDArray[np.uint64], *, numa_node: int, flags: int) -> MoveResult:
         assert pid == PID
+        with self.world.lock:
+            return self._moved(addresses, numa_node, flags)
+
+    def _moved(self, addresses: NDArray[np.uint64], numa_node: int, flags: int) -> MoveResult:
         world = self.world
         world.calls.append(addresses.size)
         number = len(world.calls)
@@ -238,8 +247,10 @@ class SimulatedKernel(Kernel):
             elif found[1] in found[0].shared and flags != MPOL_MF_MOVE_ALL:
                 status[index] = -errno.EACCES
             else:
-                found[0].nodes[found[1]] = numa_node
-                world.safe[numa_node] -= PAGE
+                for page in found[0].folio(found[1]):
+                    world.take(found[0], page, numa_node)
+                if found[1] in found[0].fragile:
+                    found[0].whole.discard(found[1])
                 status[index] = numa_node
         if failed:
             status[:] = UNWRITTEN
@@ -247,11 +258,13 @@ class SimulatedKernel(Kernel):
 
     def open_pidfd(self, pid: int) -> int:
         if self.world.ended or pid != PID:
-            raise ProcessLookupError
+            raise ProcessLookupError(errno.ESRCH, "No such process")
+        self.world.opened += 1
         return -1
 
     def close(self, descriptor: int) -> None:
         assert descriptor == -1
+        self.world.opened -= 1
 
     def has_ended(self, pidfd: int) -> bool:  # noqa: ARG002
         return self.world.ended
@@ -262,6 +275,9 @@ class SimulatedKernel(Kernel):
     def set_affinity(self, thread_id: int, cpus: Collection[int]) -> None:
         self.world.affinity[thread_id] = set(cpus)
 
+    def set_own_affinity(self, cpus: Collection[int]) -> None:
+        self.world.toucher = set(cpus)
+
     def touch(self, pid: int, addresses: NDArray[np.uint64]) -> int:  # noqa: ARG002
         self.world.touches += 1
         if self.world.touch_error:
@@ -270,6 +286,16 @@ class SimulatedKernel(Kernel):
             found = self.world.page(address)
             if found is not None:
                 found[0].hidden.discard(found[1])
+                if found[1] in found[0].swapped:
+                    found[0].swapped.discard(found[1])
+                    self.world.take(found[0], found[1], min(self.world.toucher, default=0) // 2)
+        return 0
+
+    def collapse(self, pidfd: int, address: int, length: int) -> int:
+        assert pidfd == -1
+        found = self.world.page(address)
+        if length and found is not None:
+            found[0].whole.add(found[1])
         return 0
 
     def sleep(self, seconds: float) -> None:
@@ -294,7 +320,7 @@ class Recorder:
 
 def run_in(world: World, root: Path, watcher: Recorder | None = None, **wish: object) -> Verdict:
     """Run the engine in a world and see that the sums of its verdict close."""
-    request = Request(**{"target": 0, **wish})  # type: ignore[arg-type]
+    request = Request(**{"target": 0, "movers": 1, **wish})  # type: ignore[arg-type]
     verdict = run(
         pid=PID,
         request=request,
@@ -302,10 +328,15 @@ def run_in(world: World, root: Path, watcher: Recorder | None = None, **wish: ob
         watcher=watcher or Recorder(),
         clock=lambda: world.now,
     )
+    see_that_sums_close(verdict, request)
+    return verdict
+
+
+def see_that_sums_close(verdict: Verdict, request: Request) -> None:
+    """Hold a verdict for one target against itself, to the byte."""
     before, after = (sum(row.bytes for row in rows) for rows in (verdict.before, verdict.after))
     assert before - verdict.freed + verdict.grown == after
-    away = {row.numa_node for row in verdict.after} - {request.target}
+    away = {row.numa_node for row in verdict.after} - {request.target, *request.cells.values()}
     for numa_node in away | {row.numa_node for row in verdict.residue}:
         there = sum(row.bytes for row in verdict.after if row.numa_node == numa_node)
         assert sum(row.bytes for row in verdict.residue if row.numa_node == numa_node) == there
-    return verdict

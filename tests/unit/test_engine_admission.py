@@ -1,14 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much a NUMA node can take, and how much one call may move."""
+"""How much a NUMA node can take."""
 
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from numaplacement.engine.admission import safe_bytes, zones
-from numaplacement.engine.chunks import LEAST, MOST, START, ChunkSize, TokenBucket
 
 ZONEINFO = """Node 0, zone      DMA
   per-node stats
@@ -98,67 +95,3 @@ def test_a_zone_below_its_watermark_takes_nothing_from_the_others() -> None:
 
 def test_no_zone_at_all() -> None:
     assert safe_bytes("", numa_node=0, page_size=4096) == 0
-
-
-MIB = 1 << 20
-
-
-@pytest.mark.parametrize(
-    ("seconds", "moved", "size"),
-    [
-        (0.001, START, 2 * START),
-        (0.008, START, START + START // 8),
-        (0.012, START, START),
-        (0.016, START, START - START // 8),
-        (0.021, START, START // 2),
-        (0.021, START // 4, START // 8),
-        (0.001, 4096, START),
-        (9.0, 4096, LEAST),
-    ],
-)
-def test_the_next_call_after_the_first(seconds: float, moved: int, size: int) -> None:
-    chunk = ChunkSize(target=0.02)
-    chunk.observe(seconds=seconds, moved=moved)
-    assert chunk.size == size
-
-
-def test_after_an_overshoot_it_grows_slowly() -> None:
-    chunk = ChunkSize(target=0.02)
-    chunk.observe(seconds=0.03, moved=START)
-    chunk.observe(seconds=0.001, moved=START // 2)
-    assert chunk.size == START // 2 + START // 16
-
-
-@given(st.floats(min_value=2e7, max_value=2e10), st.floats(min_value=0.0, max_value=0.003))
-def test_calls_come_to_lie_below_the_target_whatever_the_machine(rate: float, fixed: float) -> None:
-    chunk, times = ChunkSize(target=0.02), []
-    for _ in range(400):
-        times.append(fixed + chunk.size / rate)
-        chunk.observe(seconds=times[-1], moved=chunk.size)
-    assert LEAST <= chunk.size <= MOST
-    assert max(times[100:]) <= 0.02
-    assert chunk.size == MOST or times[-1] >= 0.007
-
-
-@given(st.lists(st.floats(min_value=0, max_value=100), max_size=50))
-def test_chunks_stay_within_bounds(durations: list[float]) -> None:
-    chunk = ChunkSize(target=0.02)
-    for seconds in durations:
-        chunk.observe(seconds=seconds, moved=chunk.size)
-        assert LEAST <= chunk.size <= MOST
-
-
-@given(st.lists(st.integers(min_value=1, max_value=MIB), min_size=1, max_size=40), st.integers(1, 64 * MIB))
-def test_bandwidth_over_any_run_of_calls(sizes: list[int], rate: int) -> None:
-    bucket, now, moved = TokenBucket(rate=rate), 0.0, 0
-    for size in sizes:
-        now += bucket.wait(now)
-        assert moved <= rate * now * 1.000001 + 1
-        bucket.take(size, now)
-        moved += size
-
-
-def test_no_limit_never_waits() -> None:
-    bucket = TokenBucket(rate=None)
-    bucket.take(1 << 40, 0.0)
-    assert (bucket.wait(0.0), bucket.most()) == (0.0, MOST)

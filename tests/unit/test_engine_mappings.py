@@ -59,6 +59,7 @@ def smaps(header: str, *, flags: str = "rd wr mr mw me ac", huge: int = 0, page:
         ("[vdso]", {"flags": "rd ex de"}, Kind.OF_THE_CPU),
         ("[vvar]", {"flags": "rd io pf dd"}, Kind.OF_THE_CPU),
         ("/dev/vfio/11", {"flags": "rd wr io pf"}, Kind.DEVICE),
+        ("socket:[4711]", {"flags": "rd wr sh mr mw me ms dd mm"}, Kind.DEVICE),
         ("anon_inode:kvm-vcpu:0", {"permissions": "rw-s"}, Kind.DEVICE),
         ("anon_inode:[io_uring]", {"permissions": "rw-s", "flags": "rd wr sh dd"}, Kind.DEVICE),
         ("/dev/kvm", {}, Kind.DEVICE),

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from numaplacement.engine.chunks import START
 from numaplacement.engine.errors import EngineError
 from numaplacement.engine.reasons import Reason
 from numaplacement.engine.verdict import Outcome, Stage, Verdict
@@ -55,7 +56,7 @@ def test_progress_is_told_in_order_and_to_the_end(tmp_path: Path) -> None:
 def test_first_call_is_small(tmp_path: Path) -> None:
     world = World([heap()])
     run_in(world, tmp_path)
-    assert world.calls[0] == 512
+    assert world.calls[0] * PAGE == START
 
 
 @pytest.mark.parametrize(
@@ -74,8 +75,8 @@ def test_a_call_that_fails_ends_the_run_and_names_why(tmp_path: Path, error: int
     world = World([heap()], at_call={2: error})
     verdict = run_in(world, tmp_path)
     assert verdict.outcome is Outcome.RESIDUE
-    assert residue(verdict) == {reason: 10 * MIB}
-    assert verdict.moved == 2 * MIB
+    assert residue(verdict) == {reason: 12 * MIB - START}
+    assert verdict.moved == START
     assert len(world.calls) == 2
     row = verdict.residue[0]
     assert errno.errorcode[error] in row.evidence
@@ -120,7 +121,7 @@ def test_cancelled(tmp_path: Path) -> None:
     verdict = run_in(world, tmp_path, Recorder(cancel_after=1))
     assert verdict.outcome is Outcome.CANCELLED
     assert len(world.calls) == 1
-    assert residue(verdict) == {Reason.CANCELLED: 10 * MIB}
+    assert residue(verdict) == {Reason.CANCELLED: 12 * MIB - START}
 
 
 def test_hidden_pages_off_target_are_touched_and_moved(tmp_path: Path) -> None:
@@ -153,11 +154,11 @@ def test_cancelled_when_nothing_was_left_to_do_is_placed(tmp_path: Path) -> None
 
 
 def test_deadline(tmp_path: Path) -> None:
-    world = World([heap()], speed=MIB)
+    world = World([heap()], speed=START / 2)
     verdict = run_in(world, tmp_path, deadline=1.5, call_latency=10.0)
     assert verdict.outcome is Outcome.DEADLINE
     assert len(world.calls) == 1
-    assert residue(verdict) == {Reason.DEADLINE: 10 * MIB}
+    assert residue(verdict) == {Reason.DEADLINE: 12 * MIB - START}
 
 
 def test_bandwidth_holds_and_waiting_can_be_cancelled(tmp_path: Path) -> None:
@@ -167,7 +168,9 @@ def test_bandwidth_holds_and_waiting_can_be_cancelled(tmp_path: Path) -> None:
     assert 2.5 < world.slept < 3.5
     assert max(world.calls) <= 256
     cancelled = World([heap()])
-    again = run_in(cancelled, tmp_path / "again", Recorder(cancel_after=1), bandwidth=1024)
+    impatient = Recorder()
+    impatient.cancelled = lambda: cancelled.slept > 0.5  # type: ignore[method-assign]
+    again = run_in(cancelled, tmp_path / "again", impatient, bandwidth=1024)
     assert again.outcome is Outcome.CANCELLED
     assert cancelled.slept < 1
 
@@ -177,7 +180,7 @@ def test_the_target_fills_up_by_others(tmp_path: Path) -> None:
     world.hooks[1] = lambda: world.safe.update({0: 3 * MIB})
     verdict = run_in(world, tmp_path)
     assert verdict.outcome is Outcome.RESIDUE
-    assert residue(verdict)[Reason.DESTINATION_FULL] == 10 * MIB
+    assert residue(verdict)[Reason.DESTINATION_FULL] == 12 * MIB - 3 * START
     assert world.safe[0] >= 0
 
 
@@ -195,10 +198,20 @@ def test_refused_pages_of_a_process_with_pinned_buffers_are_pinned_by_io(tmp_pat
     assert residue(verdict) == {Reason.PINNED_BY_IO: PAGE}
 
 
+def test_around_many_refused_in_a_row_all_else_moves(tmp_path: Path) -> None:
+    refused = set(range(1000, 1300))
+    verdict = run_in(World([heap(refused=refused)]), tmp_path)
+    assert sum(residue(verdict).values()) <= 300 * PAGE
+    assert verdict.moved >= 12 * MIB - 300 * PAGE
+
+
 def test_a_mapping_refused_as_a_whole_is_given_up(tmp_path: Path) -> None:
     world = World([heap(refused=set(range(3072))), Region(start=HEAP + 64 * MIB, nodes=[2] * 600)])
     verdict = run_in(world, tmp_path)
-    assert residue(verdict) == {Reason.EXTRA_REFERENCE: 64 * PAGE, Reason.NOT_ATTEMPTED: 12 * MIB - 64 * PAGE}
+    rows = residue(verdict)
+    assert set(rows) == {Reason.EXTRA_REFERENCE, Reason.NOT_ATTEMPTED}
+    assert sum(rows.values()) == 12 * MIB
+    assert 64 <= rows[Reason.EXTRA_REFERENCE] // PAGE <= 200
     assert world.regions[1].nodes == [0] * 600
     assert len(world.calls) < 250
 
@@ -416,3 +429,26 @@ def test_where_nothing_can_be_read_there_is_no_verdict_but_a_sentence(
     monkeypatch.setattr(SimulatedKernel, "_smaps", refuse)
     with pytest.raises(EngineError, match=str(PID)):
         run_in(World([heap()]), tmp_path)
+
+
+ONE_CELL = "qemu\0-m\x0012\0-object\0memory-backend-ram,id=ram0,size=12M\0-numa\0node,nodeid=0,memdev=ram0\0"
+
+
+def test_a_cell_the_guest_has_not_is_named_and_nothing_is_touched(tmp_path: Path) -> None:
+    world = World([heap()], command_line=ONE_CELL)
+    verdict = run_in(world, tmp_path, target=None, cells={5: 0})
+    assert verdict.outcome is Outcome.REFUSED
+    assert set(residue(verdict)) == {Reason.CELLS_UNKNOWN}
+    assert "5" in verdict.refusals[0].evidence
+    assert world.calls == []
+
+
+def test_only_the_memory_of_the_cell_moves(tmp_path: Path) -> None:
+    ram = Region(start=HEAP, nodes=[1] * 3072, flags="rd wr mr mw me ac dc")  # as QEMU marks guest RAM
+    other = Region(start=HEAP + 64 * MIB, nodes=[2] * 100)
+    world = World([ram, other], command_line=ONE_CELL)
+    verdict = run_in(world, tmp_path, target=None, cells={0: 3})
+    assert verdict.outcome is Outcome.PLACED
+    assert set(world.regions[0].nodes) == {3}
+    assert set(other.nodes) == {2}
+    assert residue(verdict) == {Reason.NO_CELL: 100 * PAGE}

@@ -14,16 +14,23 @@ from itertools import zip_longest
 
 _SECTION = re.compile(r"^Node (\d+), zone\s+(\S+)$", re.MULTILINE)
 _FREE = re.compile(r"^\s+pages free\s+(\d+)$", re.MULTILINE)
+_MIN = re.compile(r"^\s+min\s+(\d+)$", re.MULTILINE)
+_LOW = re.compile(r"^\s+low\s+(\d+)$", re.MULTILINE)
 _HIGH = re.compile(r"^\s+high\s+(\d+)$", re.MULTILINE)
 _PROTECTION = re.compile(r"^\s+protection: \(([\d, ]*)\)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Zone:
-    """One zone of a NUMA node, in base pages; `protection` is the entry for requests that may use ZONE_MOVABLE."""
+    """One zone of a NUMA node, in base pages; `protection` is the entry for requests that may use ZONE_MOVABLE.
+
+    `minimum`, `low` and `high` are its watermarks.
+    """
 
     name: str
     free: int
+    minimum: int = 0
+    low: int = 0
     high: int
     protection: int
 
@@ -54,11 +61,18 @@ def zones(zoneinfo: str, numa_node: int) -> tuple[Zone, ...]:
             Zone(
                 name=head[2],
                 free=int(free[1]),
+                minimum=_number(_MIN, body),
+                low=_number(_LOW, body),
                 high=int(high[1]),
                 protection=_for_movable(protection[1] if protection else "", names),
             )
         )
     return tuple(found)
+
+
+def _number(pattern: re.Pattern[str], body: str) -> int:
+    found = pattern.search(body)
+    return int(found[1]) if found else 0
 
 
 def _for_movable(protection: str, names: list[str]) -> int:

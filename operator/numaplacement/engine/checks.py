@@ -4,43 +4,57 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Mapping as Table
+from dataclasses import dataclass, field
 
 from .host import HostFacts
 from .listformat import format_list
 from .pins import Pins
+from .plan import Demand
+from .pools import PoolPlan
 from .process import ProcessFacts
 from .reasons import ADVICE, Reason
-from .verdict import Refusal
+from .reclaim import Admission
+from .targets import Targets
+from .verdict import Allow, Refusal
 from .wording import count_text, size_text
 
 _GUEST_RAM_SHARE = 0.1
 """Part of a process's memory from which on a mapping's policy is that of guest RAM, not of some buffer."""
-_ENCRYPTED = ("sev-guest", "sev-snp-guest", "tdx-guest")
-"""QEMU's confidential-guest objects (qemu(1), -object)."""
+_ALLOWED_BY = {
+    Reason.PINNED_BY_DEVICE: Allow.PINNED_PART,
+    Reason.REALTIME: Allow.REALTIME,
+    Reason.STRICT_BINDING: Allow.STRICT_BINDING,
+    Reason.VM_CPUSET: Allow.REBIND_CPUSET,
+}
+"""The word that permits what is refused without it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
     """All that is decided from.
 
-    Bytes: `total` of the process, `needed` off target that could move, `pinned_off_target` held in place there,
-    `in_pools` off target in huge-page pools, `bound_elsewhere` off target under a bind policy that leaves the target
-    out. `locating` is the errno with which the
-    kernel refused to locate pages, 0 for none.
+    Bytes: `total` of the process, `needed` off target that could move, by target and size of page, `pinned_off_target`
+    held in place there, `bound_elsewhere` off target under a bind policy that leaves the target out. `admissions` say
+    by target whether base pages fit, `pools` by target and size of page how those of pools do. `locating` is the errno
+    with which the kernel refused to locate pages, 0 for none; `cells_unknown` why guest cells could not be found, empty
+    for no reason.
     """
 
-    target: int
+    targets: Targets
+    allow: frozenset[Allow] = frozenset()
     host: HostFacts
     process: ProcessFacts
     pins: Pins
     total: int = 0
-    needed: int = 0
-    in_pools: int = 0
+    needed: Demand = field(default_factory=dict)
+    admissions: Table[int, Admission] = field(default_factory=dict)
+    pools: Table[tuple[int, int], PoolPlan] = field(default_factory=dict)
     pinned_off_target: int = 0
     bound_elsewhere: int = 0
     bindings: tuple[str, ...] = ()
     locating: int = 0
+    cells_unknown: str = ""
 
 
 def refusals(facts: Facts) -> tuple[Refusal, ...]:
@@ -51,10 +65,7 @@ def refusals(facts: Facts) -> tuple[Refusal, ...]:
     found = [*_of_the_order(facts)]
     if facts.needed and not found:
         found += [*_of_the_process(facts), *_of_the_target(facts)]
-    if facts.in_pools > _GUEST_RAM_SHARE * facts.total:
-        # Threads and heap would leave guest RAM behind: a VM that was local could end up remote for good.
-        found.append(refusal(Reason.HUGETLB_NOT_YET, f"{size_text(facts.in_pools)} off target in huge-page pools"))
-    return tuple(found)
+    return tuple(each for each in found if _ALLOWED_BY.get(each.reason) not in facts.allow)
 
 
 def refusal(reason: Reason, evidence: str) -> Refusal:
@@ -63,40 +74,48 @@ def refusal(reason: Reason, evidence: str) -> Refusal:
 
 
 def _of_the_order(facts: Facts) -> Iterator[Refusal]:
-    node = facts.host.numa_node(facts.target)
-    if node is None or not node.has_memory:
-        having = format_list(node.numa_node for node in facts.host.numa_nodes if node.has_memory)
-        what = "does not exist" if node is None else "has no memory"
-        yield refusal(
-            Reason.NODE_HAS_NO_MEMORY, f"NUMA node {facts.target} {what} on this host; those with memory are {having}"
-        )
+    having = format_list(node.numa_node for node in facts.host.numa_nodes if node.has_memory)
+    for target in facts.targets.numa_nodes:
+        node = facts.host.numa_node(target)
+        if node is None or not node.has_memory:
+            what = "does not exist" if node is None else "has no memory"
+            yield refusal(
+                Reason.NODE_HAS_NO_MEMORY, f"NUMA node {target} {what} on this host; those with memory are {having}"
+            )
     if not facts.host.move_pages_allowed:
         filtered = "a seccomp filter is active" if facts.host.seccomp_mode else "no seccomp filter is active"
-        yield refusal(Reason.SYSCALL_BLOCKED, f"move_pages is refused even on the agent's own page; {filtered}")
+        yield refusal(Reason.SYSCALL_BLOCKED, f"move_pages is refused even on this program's own page; {filtered}")
     elif facts.locating:
         has = ", ".join(sorted(facts.host.capabilities)) or "none of CAP_SYS_PTRACE and CAP_SYS_NICE"
-        yield refusal(Reason.NO_ACCESS, f"move_pages refuses to look at the process; the agent has {has}")
-    if node is not None and node.has_memory and facts.target not in facts.host.mems_allowed:
+        yield refusal(Reason.NO_ACCESS, f"move_pages refuses to look at the process; this program has {has}")
+    closed = {target for target in facts.targets.numa_nodes if _with_memory(facts, target)} - facts.host.mems_allowed
+    if closed:
         yield refusal(
-            Reason.AGENT_CPUSET, f"the agent itself may use NUMA nodes {format_list(facts.host.mems_allowed)} only"
+            Reason.AGENT_CPUSET,
+            f"this program itself may use NUMA nodes {format_list(facts.host.mems_allowed)} only, without"
+            f" {format_list(closed)}",
         )
+    if facts.cells_unknown:
+        yield refusal(Reason.CELLS_UNKNOWN, facts.cells_unknown)
+
+
+def _with_memory(facts: Facts, target: int) -> bool:
+    node = facts.host.numa_node(target)
+    return node is not None and node.has_memory
 
 
 def _of_the_process(facts: Facts) -> Iterator[Refusal]:
     threads = facts.process.threads
-    outside = [thread for thread in threads if facts.target not in thread.mems_allowed]
+    wanted = set(facts.targets.numa_nodes)
+    outside = [thread for thread in threads if not wanted <= thread.mems_allowed]
     if outside:
         allowed = format_list(outside[0].mems_allowed)
         yield refusal(
             Reason.VM_CPUSET,
             f"{count_text(len(outside), 'thread')} of {len(threads)} may use memory of NUMA nodes {allowed} only",
         )
-    encrypted = [word for argument in facts.process.command_line for word in _ENCRYPTED if word in argument]
-    if encrypted or "/dev/sev" in facts.process.open_files:
-        yield refusal(
-            Reason.ENCRYPTED_GUEST,
-            f"QEMU's command line names {encrypted[0]}" if encrypted else "QEMU holds /dev/sev",
-        )
+    if facts.pins.encrypted():
+        yield refusal(Reason.ENCRYPTED_GUEST, facts.pins.encrypted())
     if facts.pins.by_device and facts.pinned_off_target:
         yield refusal(Reason.PINNED_BY_DEVICE, facts.pins.evidence())
     realtime = [thread for thread in threads if thread.is_vcpu and thread.realtime]
@@ -113,10 +132,17 @@ def _of_the_process(facts: Facts) -> Iterator[Refusal]:
 
 
 def _of_the_target(facts: Facts) -> Iterator[Refusal]:
-    node = facts.host.numa_node(facts.target)
-    if node is not None and node.has_memory and facts.needed > node.safe:
-        yield refusal(
-            Reason.DESTINATION_FULL,
-            f"{size_text(facts.needed)} to move, {size_text(node.safe)} can be taken on NUMA node {facts.target}"
-            f" without making others give memory back ({size_text(node.free)} free)",
-        )
+    for _, admission in sorted(facts.admissions.items(), key=lambda item: item[0]):
+        if not admission.admitted:
+            yield refusal(Reason.DESTINATION_FULL, admission.evidence)
+    for _, plan in sorted(facts.pools.items(), key=lambda item: item[0]):
+        if plan.short and weighty(plan, facts.total):
+            yield refusal(Reason.HUGEPAGE_POOL, plan.evidence)
+
+
+def weighty(plan: PoolPlan, total: int) -> bool:
+    """Say whether what a pool is to take is guest RAM, of `total` bytes of the process.
+
+    Where that stayed, threads and heap would leave it behind: a VM that was local could end up remote for good.
+    """
+    return plan.need * plan.page_size > _GUEST_RAM_SHARE * total

@@ -4,83 +4,81 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterator
-from collections.abc import Mapping as Table
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .survey import HUGE, MappingPages, Survey
+from .plan import Trials
+from .survey import HUGE, Block, MappingPages, Survey
+from .targets import Targets
 
-_STEP = 1 << 20
-"""Pages laid over each other at once."""
-ABSENT = -1
+ABSENT = -2
 """NUMA node of a page that is not there."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Earlier:
-    """What an earlier survey says of pages: NUMA node int16[k], ABSENT where there was none; flags, trial uint8[k]."""
+    """What an earlier survey says of pages: NUMA node int16[n], ABSENT where there was none; flags, trial uint8[n]."""
 
     numa_node: NDArray[np.int16]
     flags: NDArray[np.uint8]
     trial: NDArray[np.uint8]
 
 
-def cuts(part: MappingPages) -> Iterator[slice]:
-    """Yield slices that cover the pages of a mapping."""
-    for start in range(0, part.page.size, _STEP):
-        yield slice(start, min(part.page.size, start + _STEP))
-
-
 class Overlay:
     """Finds pages of one survey by the addresses of another; mappings may have been split, merged, made or removed."""
 
-    def __init__(self, survey: Survey, trials: Table[int, NDArray[np.uint8]] | None = None) -> None:
-        self._parts = sorted(survey.pages, key=lambda part: part.mapping.start)
-        self._starts = [part.mapping.start for part in self._parts]
-        self._trials = trials or {}
+    def __init__(self, survey: Survey, trials: Trials | None = None) -> None:
+        self._blocks = sorted(survey.pages.blocks, key=lambda block: block.start)
+        self._starts = [block.start for block in self._blocks]
+        self._trials = trials or Trials()
 
-    def look(self, part: MappingPages, cut: slice) -> Earlier:
-        """Return what the survey says of some pages, by their addresses."""
+    def look(self, part: MappingPages) -> Earlier:
+        """Return what the survey says of the pages of a block, by their addresses."""
         size = part.mapping.page_size
-        number = part.page[cut].astype(np.int64) + part.mapping.start // size
         earlier = Earlier(
-            numa_node=np.full(number.size, ABSENT, dtype=np.int16),
-            flags=np.zeros(number.size, dtype=np.uint8),
-            trial=np.zeros(number.size, dtype=np.uint8),
+            numa_node=np.full(part.page.size, ABSENT, dtype=np.int16),
+            flags=np.zeros(part.page.size, dtype=np.uint8),
+            trial=np.zeros(part.page.size, dtype=np.uint8),
         )
-        if number.size == 0:
+        if part.page.size == 0:
             return earlier
+        number = part.page.astype(np.int64)
+        number += part.mapping.start // size
         index = max(0, bisect.bisect_right(self._starts, int(number[0]) * size) - 1)
-        for other in self._parts[index:]:
-            if other.mapping.start > int(number[-1]) * size:
+        for other in self._blocks[index:]:
+            if other.start > int(number[-1]) * size:
                 break
             if other.mapping.page_size == size:
                 self._look_in(other, number, earlier)
         return earlier
 
-    def _look_in(self, other: MappingPages, number: NDArray[np.int64], earlier: Earlier) -> None:
+    def _look_in(self, other: Block, number: NDArray[np.int64], earlier: Earlier) -> None:
         size = other.mapping.page_size
-        bounds = np.array([other.mapping.start // size, other.mapping.end // size])
-        first, end = (int(position) for position in np.searchsorted(number, bounds))
+        first, end = (int(each) for each in np.searchsorted(number, (other.start // size, other.end // size)))
         if first == end:
             return
-        wanted = (number[first:end] - bounds[0]).astype(np.uint32)
-        low = int(np.searchsorted(other.page, wanted[0]))
-        high = int(np.searchsorted(other.page, wanted[-1], side="right"))
-        there = other.page[low:high]
+        pages = other.pages()
+        wanted = (number[first:end] - other.mapping.start // size).astype(np.uint32)
+        low = int(np.searchsorted(pages.page, wanted[0]))
+        high = int(np.searchsorted(pages.page, wanted[-1], side="right"))
+        there = pages.page[low:high]
         if there.size == 0:
             return
-        found = np.searchsorted(there, wanted).clip(max=there.size - 1)
-        same = np.flatnonzero(there[found] == wanted)
-        source = low + found[same]
-        earlier.numa_node[first + same] = other.numa_node[source]
-        earlier.flags[first + same] = other.flags[source]
-        trials = self._trials.get(other.mapping.start)
+        source: slice | NDArray[np.int64]
+        place: slice | NDArray[np.int64]
+        if np.array_equal(there, wanted):
+            source, place = slice(low, high), slice(first, end)
+        else:
+            found = np.searchsorted(there, wanted).clip(max=there.size - 1)
+            same = np.flatnonzero(there[found] == wanted)
+            source, place = low + found[same], first + same
+        earlier.numa_node[place] = pages.numa_node[source]
+        earlier.flags[place] = pages.flags[source]
+        trials = self._trials.known(pages)
         if trials is not None:
-            earlier.trial[first + same] = trials[source]
+            earlier.trial[place] = trials[source]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,18 +91,17 @@ class Changes:
     split: int
 
 
-def compare(before: Survey, after: Survey, *, target: int) -> Changes:
+def compare(before: Survey, after: Survey, *, targets: Targets) -> Changes:
     """Return what became of the memory of `before`, where `before` - freed + grown = `after`."""
     overlay = Overlay(before)
     moved = grown = split = 0
     for part in after.pages:
-        size = part.mapping.page_size
-        for cut in cuts(part):
-            earlier = overlay.look(part, cut)
-            there = earlier.numa_node != ABSENT
-            grown += size * int(np.count_nonzero(~there))
-            moved += size * int(
-                np.count_nonzero(there & (earlier.numa_node != target) & (part.numa_node[cut] == target))
-            )
-            split += size * int(np.count_nonzero(there & ((earlier.flags & ~part.flags[cut] & HUGE) != 0)))
+        size, target = part.mapping.page_size, targets.of(part.mapping)
+        earlier = overlay.look(part)
+        there = earlier.numa_node != ABSENT
+        grown += size * int(np.count_nonzero(~there))
+        if target is not None:
+            arrived = there & (earlier.numa_node != target) & (part.numa_node == target)
+            moved += size * int(np.count_nonzero(arrived))
+        split += size * int(np.count_nonzero(there & ((earlier.flags & ~part.flags & HUGE) != 0)))
     return Changes(moved=moved, freed=before.total() + grown - after.total(), grown=grown, split=split)

@@ -3,7 +3,15 @@
 
 from __future__ import annotations
 
+import errno
+
 from .reasons import Reason
+
+_REMEDIES = {
+    errno.EMFILE: "let this program open more files (ulimit -n)",
+    errno.ENFILE: "let the host open more files (fs.file-max)",
+    errno.ENOMEM: "see that the host has free memory",
+}
 
 
 class EngineError(Exception):
@@ -22,6 +30,10 @@ class LocatingRefused(Exception):
         self.number = number
 
 
+class FramesUnreadable(Exception):
+    """What page frames are made of cannot be read; a survey can do without."""
+
+
 class Stopped(Exception):
     """Nothing more is to be moved: why, and what was seen."""
 
@@ -29,3 +41,8 @@ class Stopped(Exception):
         super().__init__(evidence)
         self.reason = reason
         self.evidence = evidence
+
+
+def remedy_of(error: OSError, otherwise: str) -> str:
+    """Return what to do about an error of the system in general, or `otherwise` where it is not one of these."""
+    return _REMEDIES.get(error.errno or 0, otherwise)

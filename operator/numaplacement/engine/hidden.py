@@ -79,22 +79,18 @@ def absent(words: NDArray[np.uint64], status: NDArray[np.int32]) -> Absent:
     )
 
 
-def missing_pages(counted: Table[int, int], numa_node: NDArray[np.int16], *, page_size: int) -> dict[int, int]:
-    """Return by NUMA node how many more pages numa_maps counted, in bytes, than were located, int16[n]."""
-    seen = np.bincount(numa_node, minlength=max(counted, default=0) + 1)
-    return {node: max(0, count // page_size - int(seen[node])) for node, count in counted.items()}
+def missing_pages(counted: Table[int, int], located: Table[int, int], *, page_size: int) -> dict[int, int]:
+    """Return by NUMA node how many more pages numa_maps counted, in bytes, than were located, in pages."""
+    return {node: max(0, count // page_size - located.get(node, 0)) for node, count in counted.items()}
 
 
-def place_hidden(count: int, missing: Table[int, int]) -> NDArray[np.int16]:
-    """Return NUMA nodes, int16[count], for pages that hide, from the pages each NUMA node is `missing`.
+def place_hidden(order: NDArray[np.int64], missing: Table[int, int]) -> NDArray[np.int16]:
+    """Return NUMA nodes, int16[n], for pages that hide, from the pages each NUMA node is `missing`.
 
-    Which page is where is not known, how many are where is. When the sums do not agree, because the process ran on,
-    the last NUMA node that is missing any takes the difference (0 when none is).
+    `order` int64[n] says which page each is, counted from 0 among all that hide in a mapping. Which page is where is
+    not known, how many are where is. When the sums do not agree, because the process ran on, the last NUMA node that
+    is missing any takes the difference (0 when none is).
     """
-    nodes = [numa_node for numa_node, pages in missing.items() if pages > 0]
-    if not nodes:
-        return np.zeros(count, dtype=np.int16)
-    placed = np.repeat(np.array(nodes, dtype=np.int16), [missing[numa_node] for numa_node in nodes])
-    if placed.size < count:
-        placed = np.append(placed, np.full(count - placed.size, nodes[-1], dtype=np.int16))
-    return placed[:count]
+    nodes = [numa_node for numa_node, pages in missing.items() if pages > 0] or [0]
+    ends = np.cumsum([missing.get(numa_node, 0) for numa_node in nodes])
+    return np.array(nodes, dtype=np.int16).take(np.searchsorted(ends, order, side="right").clip(max=len(nodes) - 1))

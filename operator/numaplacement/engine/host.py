@@ -7,15 +7,18 @@ import errno
 import os
 import platform
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from .admission import safe_bytes
-from .errors import EngineError
+from .errors import EngineError, remedy_of
 from .kernel import Kernel
 from .listformat import parse_list
 
 _KIB = 1024
+_POOL = re.compile(r"^hugepages-(\d+)kB$", re.ASCII)
 _CAPABILITIES = {"CAP_SYS_PTRACE": 19, "CAP_SYS_ADMIN": 21, "CAP_SYS_NICE": 23}
 """Numbers of linux/capability.h."""
 
@@ -71,7 +74,7 @@ class HostFacts:
 
 def read_host(kernel: Kernel) -> HostFacts:
     """Look at the host and try what this process may do. Raises EngineError where /proc or /sys cannot be read."""
-    try:
+    with reading_host():
         status = _fields(kernel.read(kernel.proc / "self/status"))
         return HostFacts(
             kernel_release=_text(kernel, kernel.proc / "sys/kernel/osrelease") or platform.release(),
@@ -83,8 +86,16 @@ def read_host(kernel: Kernel) -> HostFacts:
             seccomp_mode=int(status.get("Seccomp", "0")),
             capabilities=capabilities(status.get("CapEff", "0")),
         )
+
+
+@contextmanager
+def reading_host() -> Iterator[None]:
+    """Turn an error of reading what the host has into EngineError."""
+    try:
+        yield
     except OSError as error:
-        raise EngineError(f"cannot read the host's facts: {error}; mount the host's /proc and /sys") from error
+        remedy = remedy_of(error, "mount the host's /proc and /sys")
+        raise EngineError(f"cannot read the host's facts: {error}; {remedy}") from error
 
 
 def safe_on(numa_node: int, kernel: Kernel) -> int:
@@ -106,7 +117,7 @@ def _may_call(kernel: Kernel) -> bool:
 
 def _numa_nodes(kernel: Kernel) -> tuple[NumaNodeFacts, ...]:
     root = kernel.sys / "devices/system/node"
-    with_memory = parse_list(_text(kernel, root / "has_memory"))
+    with_memory = parse_list(kernel.read(root / "has_memory"))
     zoneinfo = kernel.read(kernel.proc / "zoneinfo")
     return tuple(
         _numa_node(number, kernel, root / f"node{number}", has_memory=number in with_memory, zoneinfo=zoneinfo)
@@ -129,10 +140,16 @@ def _numa_node(number: int, kernel: Kernel, path: Path, *, has_memory: bool, zon
 
 
 def _pools(kernel: Kernel, path: Path) -> list[HugePagePool]:
+    try:
+        names = kernel.names(path)
+    except FileNotFoundError:
+        return []
     pools = []
-    for directory in sorted(path.glob("hugepages-*kB")):
-        page_size = int(directory.name[len("hugepages-") : -len("kB")]) * _KIB
-        total, free = (int(kernel.read(directory / name)) * page_size for name in ("nr_hugepages", "free_hugepages"))
+    for found in filter(None, map(_POOL.match, names)):
+        page_size = int(found[1]) * _KIB
+        total, free = (
+            int(kernel.read(path / found[0] / name)) * page_size for name in ("nr_hugepages", "free_hugepages")
+        )
         pools.append(HugePagePool(page_size=page_size, total=total, free=free))
     return pools
 

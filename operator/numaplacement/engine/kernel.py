@@ -21,7 +21,12 @@ MPOL_MF_MOVE_ALL = 1 << 2
 UNWRITTEN = -9999
 """Status no kernel writes, put in beforehand: what still reads so afterwards was not reached."""
 
+MADV_COLLAPSE = 25
+"""Make transparent huge pages of a range now (madvise(2), Linux 6.1)."""
+
 _MOVE_PAGES_NUMBER = {"x86_64": 279, "aarch64": 239}
+_PROCESS_MADVISE_NUMBER = 440
+"""The same on all architectures (process_madvise(2))."""
 
 
 class Kernel:
@@ -30,6 +35,7 @@ class Kernel:
     def __init__(self, *, proc: Path = Path("/proc"), sys: Path = Path("/sys")) -> None:
         self.proc = proc
         self.sys = sys
+        self.page_size = os.sysconf("SC_PAGE_SIZE")
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._libc.syscall.restype = ctypes.c_long
         self._libc.process_vm_readv.restype = ctypes.c_ssize_t
@@ -39,6 +45,15 @@ class Kernel:
     def read(self, path: Path) -> str:
         """Return the text of a small file; raises OSError."""
         return path.read_text(encoding="utf-8", errors="replace")
+
+    def write(self, path: Path, text: str) -> None:
+        """Write a setting below /proc or /sys in one go; raises OSError."""
+        with path.open("w", encoding="ascii") as file:
+            file.write(text)
+
+    def names(self, path: Path) -> tuple[str, ...]:
+        """Return the names of what a directory has in it, sorted; raises OSError."""
+        return tuple(sorted(entry.name for entry in path.iterdir()))
 
     def process(self, pid: int, name: str) -> Path:
         """Return the path of one of the process's files."""
@@ -96,6 +111,31 @@ class Kernel:
         )
         return ctypes.get_errno() if returned < 0 else 0
 
+    def read_memory(self, pid: int, address: int, length: int) -> bytes:
+        """Return up to `length` bytes of another process's memory, from /proc/PID/mem; raises OSError."""
+        descriptor = os.open(self.process(pid, "mem"), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return os.pread(descriptor, length, address)
+        finally:
+            os.close(descriptor)
+
+    def collapse(self, pidfd: int, address: int, length: int) -> int:
+        """Ask the kernel to make transparent huge pages of a range of another process, with process_madvise(2).
+
+        Return the errno, 0 for none. It takes memory where most of the range is (mm/khugepaged.c, madvise_collapse).
+        """
+        vector = np.array([[address, length]], dtype=np.uint64)
+        ctypes.set_errno(0)
+        returned = self._libc.syscall(
+            ctypes.c_long(_PROCESS_MADVISE_NUMBER),
+            ctypes.c_int(pidfd),
+            ctypes.c_void_p(vector.ctypes.data),
+            ctypes.c_ulong(1),
+            ctypes.c_int(MADV_COLLAPSE),
+            ctypes.c_uint(0),
+        )
+        return ctypes.get_errno() if returned < 0 else 0
+
     def huge_page_size(self) -> int:
         """Return the bytes of a transparent huge page; 2 MiB where the kernel has none."""
         try:
@@ -126,9 +166,10 @@ class Kernel:
     def open_files(self, pid: int) -> tuple[str, ...]:
         """Return what the process's file descriptors name, sorted, each once; raises OSError."""
         names: set[str] = set()
-        for link in self.process(pid, "fd").iterdir():
+        directory = self.process(pid, "fd")
+        for name in self.names(directory):
             try:
-                names.add(str(link.readlink()))
+                names.add(str((directory / name).readlink()))
             except FileNotFoundError:
                 continue
         return tuple(sorted(names))
@@ -136,6 +177,10 @@ class Kernel:
     def set_affinity(self, thread_id: int, cpus: Collection[int]) -> None:
         """Let one thread run on these CPUs only (sched_setaffinity(2)); raises OSError."""
         os.sched_setaffinity(thread_id, cpus)
+
+    def set_own_affinity(self, cpus: Collection[int]) -> None:
+        """Let the calling thread run on these CPUs only; raises OSError."""
+        os.sched_setaffinity(0, cpus)
 
     def sleep(self, seconds: float) -> None:
         """Wait."""

@@ -7,21 +7,21 @@ import errno
 import os
 from collections.abc import Iterable, Iterator
 from collections.abc import Mapping as Table
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import EngineError, LocatingRefused, ProcessEnded
+from .errors import EngineError, LocatingRefused, ProcessEnded, remedy_of
 from .folios import heads_from_flags, heads_from_shape, in_huge_folios
 from .hidden import UNKNOWN_NODE, FrameMap, absent, missing_pages, place_hidden
 from .kernel import Kernel
+from .ksm import MergedFrames
 from .mappings import Kind, Mapping
-from .pagemap import EXCLUSIVE, FILE_OR_SHARED, FRAME, NO_PAGE, PRESENT, ZERO_PAGE, WordFile, frame_flags
-from .survey import FILE, HEAD, HIDDEN, HUGE, SHARED, MappingPages
+from .pagemap import EXCLUSIVE, FILE_OR_SHARED, FRAME, NO_PAGE, PRESENT, SWAP, ZERO_PAGE, WordFile, frame_words
+from .survey import BLOCK_PAGES, FILE, HEAD, HIDDEN, HUGE, MERGED, SHARED, SWAPPED, Block, MappingPages, blocks_of
+from .verdict import NO_NUMA_NODE
 
-_BATCH = 1 << 18
-"""Base pages looked at at once: 1 GiB of 4 KiB pages. A multiple of any transparent huge page."""
 _QUERY = 1 << 15
 """Pages asked about in one call: some milliseconds."""
 _NOWHERE = -2
@@ -59,8 +59,9 @@ class Found:
 class Looker:
     """Looks at one process. `counted` are the bytes by NUMA node that numa_maps has for mappings, by start address.
 
-    A mapping for which it has none is not looked into. (The Rss of smaps would not do: on kernels 6.1 to about 6.5 it
-    leaves out transparent huge pages that AutoNUMA hides, fs/proc/task_mmu.c, smaps_pmd_entry.)
+    A mapping for which it has none, and that has nothing swapped out, is not looked into. (The Rss of smaps would not
+    do: on kernels 6.1 to about 6.5 it leaves out transparent huge pages that AutoNUMA hides, fs/proc/task_mmu.c,
+    smaps_pmd_entry.)
     """
 
     pid: int
@@ -68,33 +69,34 @@ class Looker:
     pagemap: WordFile
     kpageflags: WordFile | None
     frames: FrameMap | None
+    merged: MergedFrames
     huge: int
     counted: Table[int, Table[int, int]]
     base: int = os.sysconf("SC_PAGE_SIZE")
 
-    def pages(self, mappings: tuple[Mapping, ...]) -> Iterator[MappingPages]:
-        """Yield the pages of every mapping that has any."""
+    def blocks(self, mappings: tuple[Mapping, ...]) -> Iterator[Block]:
+        """Yield the pages of every mapping that has any. Each batch is packed as soon as it was looked at."""
         wanted = [
             (index, mapping)
             for index, mapping in enumerate(mappings)
-            if self.counted.get(mapping.start) and mapping.kind is not Kind.OF_THE_CPU
+            if mapping.kind is not Kind.OF_THE_CPU and (self.counted.get(mapping.start) or _shows_swap(mapping))
         ]
-        found: dict[int, list[Found]] = {}
+        found: dict[int, list[Block]] = {}
         for batch in batches(wanted, self.base):
             seen = self._look(batch, mappings)
             for span in batch:
-                found.setdefault(span.index, []).append(seen.between(span.first, span.end))
-        for index, parts in found.items():
-            mapping = mappings[index]
-            number = np.concatenate([part.number for part in parts])
-            numa_node = np.concatenate([part.numa_node for part in parts])
-            flags = np.concatenate([part.flags for part in parts])
-            keep = self._place_hidden(mapping, numa_node)
-            if keep.any():
-                relative = (number[keep] - mapping.start // self.base) // self._ratio(mapping)
-                yield MappingPages(
-                    mapping=mapping, page=relative.astype(np.uint32), numa_node=numa_node[keep], flags=flags[keep]
-                )
+                part = self._part(mappings[span.index], seen.between(span.first, span.end))
+                found.setdefault(span.index, []).extend(blocks_of(part))
+        own_frames = self.merged.own()
+        for index, blocks in found.items():
+            for block in self._placed(mappings[index], blocks):
+                yield self._without_own(block, own_frames)
+
+    def _part(self, mapping: Mapping, seen: Found) -> MappingPages:
+        relative = (seen.number - mapping.start // self.base) // self._ratio(mapping)
+        return MappingPages(
+            mapping=mapping, page=relative.astype(np.uint32), numa_node=seen.numa_node, flags=seen.flags
+        )
 
     def _ratio(self, mapping: Mapping) -> int:
         return max(1, mapping.page_size // self.base)
@@ -104,30 +106,39 @@ class Looker:
         read: list[NDArray[np.uint64]] = []
         numbers: list[NDArray[np.int64]] = []
         for span in batch:
-            ratio = self._ratio(mappings[span.index])
+            mapping = mappings[span.index]
+            ratio = self._ratio(mapping)
             words = self.pagemap.read(span.first, span.end - span.first)[::ratio]
-            present = np.flatnonzero(words & PRESENT)
-            read.append(words[present])
-            numbers.append(span.first + present * ratio)
+            there = np.flatnonzero(words & (PRESENT | SWAP if _shows_swap(mapping) else PRESENT))
+            read.append(words[there])
+            numbers.append(span.first + there * ratio)
         words, number = np.concatenate(read), np.concatenate(numbers)
         sizes = [part.size for part in numbers]
         own = [mappings[span.index] for span in batch]
-        status = self._locate(number)
+        out = (words & PRESENT) == 0
+        status = np.zeros(number.size, dtype=np.int32)
+        status[~out] = self._locate(number[~out])
         where = self._nodes(words, status)
+        where[out] = NO_NUMA_NODE
         known = where != _NOWHERE
-        first_of_mapping = np.isin(np.arange(number.size), np.cumsum([0, *sizes]))
-        single = np.repeat([self._ratio(mapping) > 1 for mapping in own], sizes)
+        begins = np.zeros(number.size + 1, dtype=np.bool_)
+        begins[np.cumsum([0, *sizes])] = True
+        single = np.repeat([self._ratio(mapping) > 1 for mapping in own], sizes) | out
         hidden = status < 0
         compound = np.repeat([mapping.huge > 0 for mapping in own], sizes) | hidden
         flags = self._flags(
             number[known],
             words[known],
             where[known],
-            alone=(first_of_mapping | single)[known],
+            alone=(begins[:-1] | single)[known],
             compound=(compound & ~single)[known],
             huge_bytes=sum(mapping.huge for mapping in own),
         )
         flags |= np.where(hidden[known], HIDDEN, np.uint8(0))
+        flags[out[known]] = SWAPPED | HEAD
+        mergeable = np.flatnonzero(np.repeat(["mg" in mapping.flags for mapping in own], sizes)[known])
+        mergeable = mergeable[(flags[mergeable] & (FILE | SHARED)) == SHARED]
+        flags[mergeable] |= np.where(self.merged.meet(words[known][mergeable]), MERGED, np.uint8(0))
         return Found(number=number[known], numa_node=where[known], flags=flags)
 
     def _flags(
@@ -156,7 +167,7 @@ class Looker:
             at_most = huge_bytes // self.huge
             if self.kpageflags is not None and frame.any():
                 at_most = number.size
-                of_frames = frame_flags(self.kpageflags, frame)
+                of_frames = frame_words(self.kpageflags, frame)
                 heads[asked] = heads_from_flags(page=number[asked], frame=frame, flags=of_frames)
             else:
                 heads[asked] = heads_from_shape(page=number[asked], numa_node=numa_node[asked], huge_pages=huge_pages)
@@ -186,7 +197,7 @@ class Looker:
         frame = words & FRAME
         if self.kpageflags is not None and self.frames is not None and frame.any():
             asked = np.flatnonzero(unseen.hidden | unseen.doubtful)
-            zero = (frame_flags(self.kpageflags, frame[asked]) & (ZERO_PAGE | NO_PAGE)) != 0
+            zero = (frame_words(self.kpageflags, frame[asked]) & (ZERO_PAGE | NO_PAGE)) != 0
             numa_node = self.frames.numa_nodes(frame[asked])
             where[asked] = np.where(zero | (numa_node == UNKNOWN_NODE), np.int16(_NOWHERE), numa_node)
         else:
@@ -194,32 +205,70 @@ class Looker:
             where[unseen.doubtful] = _PERHAPS
         return where
 
-    def _place_hidden(self, mapping: Mapping, numa_node: NDArray[np.int16]) -> NDArray[np.bool_]:
-        """Give the pages that are somewhere a NUMA node, and return which pages, bool[n], are at all."""
-        keep = np.ones(numa_node.size, dtype=np.bool_)
-        if numa_node.size == 0 or numa_node.min() >= 0:
-            return keep
-        somewhere, perhaps = np.flatnonzero(numa_node == _SOMEWHERE), np.flatnonzero(numa_node == _PERHAPS)
-        missing = missing_pages(self.counted[mapping.start], numa_node[numa_node >= 0], page_size=mapping.page_size)
-        hiding = max(0, min(perhaps.size, sum(missing.values()) - somewhere.size))
-        keep[perhaps[hiding:]] = False
-        placed = np.concatenate((somewhere, perhaps[:hiding]))
-        numa_node[placed] = place_hidden(placed.size, missing)
-        return keep
+    def _placed(self, mapping: Mapping, blocks: list[Block]) -> Iterator[Block]:
+        """Yield the blocks of a mapping with a NUMA node for the pages that are somewhere; others are left out."""
+        located: dict[int, int] = {}
+        for block in blocks:
+            values = block.packed.values
+            for numa_node, count in zip(values.numa_node.tolist(), values.count.tolist(), strict=True):
+                located[numa_node] = located.get(numa_node, 0) + count
+        somewhere, perhaps = located.get(_SOMEWHERE, 0), located.get(_PERHAPS, 0)
+        if somewhere + perhaps == 0:
+            yield from blocks
+            return
+        missing = missing_pages(self.counted.get(mapping.start, {}), located, page_size=mapping.page_size)
+        hiding = somewhere + max(0, min(perhaps, sum(missing.values()) - somewhere))
+        first = {_SOMEWHERE: 0, _PERHAPS: somewhere}
+        for block in blocks:
+            part = block.pages()
+            keep = np.ones(part.page.size, dtype=np.bool_)
+            for sort in (_SOMEWHERE, _PERHAPS):
+                found = np.flatnonzero(part.numa_node == sort)
+                order = np.arange(found.size) + first[sort]
+                first[sort] += found.size
+                part.numa_node[found] = place_hidden(order, missing)
+                keep[found[order >= hiding]] = False
+            kept = replace(part, page=part.page[keep], numa_node=part.numa_node[keep], flags=part.flags[keep])
+            yield from blocks_of(kept)
+
+    def _without_own(self, block: Block, own_frames: NDArray[np.uint64]) -> Block:
+        """Return a block in which pages that KSM merged within this process alone are like any other.
+
+        `own_frames` uint64[k], ascending, are those pages' frames.
+        """
+        if own_frames.size == 0 or not (block.packed.values.flags & MERGED).any():
+            return block
+        part = block.pages()
+        merged = np.flatnonzero(part.flags & MERGED)
+        number = part.page[merged].astype(np.int64)
+        words = self.pagemap.read(block.mapping.start // self.base + int(number[0]), int(number[-1] - number[0]) + 1)
+        frame = words[number - number[0]] & FRAME
+        own = own_frames[np.searchsorted(own_frames, frame).clip(max=own_frames.size - 1)] == frame
+        part.flags[merged[own]] &= ~MERGED
+        (block,) = blocks_of(part)
+        return block
+
+
+def _shows_swap(mapping: Mapping) -> bool:
+    """Return whether pagemap shows what of a mapping is swapped out: shared memory has its swap entries elsewhere.
+
+    Where nothing is, the bit stands for something else: a page being moved, a mark of userfaultfd, a guard region.
+    """
+    return mapping.swapped > 0 and not mapping.shared
 
 
 def batches(mappings: Iterable[tuple[int, Mapping]], base: int) -> Iterator[list[Span]]:
-    """Yield the base pages of mappings, given with their indexes, in batches of about _BATCH.
+    """Yield the base pages of mappings, given with their indexes, in batches of about BLOCK_PAGES.
 
-    A big mapping is cut at multiples of _BATCH, where no huge page is cut.
+    A big mapping is cut at multiples of BLOCK_PAGES, where no huge page is cut.
     """
     batch: list[Span] = []
     size = 0
     for index, mapping in mappings:
         first, end = mapping.start // base, mapping.end // base
         while first < end:
-            stop = min(end, (first // _BATCH + 1) * _BATCH)
-            if size + stop - first > _BATCH and batch:
+            stop = min(end, (first // BLOCK_PAGES + 1) * BLOCK_PAGES)
+            if size + stop - first > BLOCK_PAGES and batch:
                 yield batch
                 batch, size = [], 0
             batch.append(Span(index=index, first=first, end=stop))
@@ -235,4 +284,5 @@ def raise_for_query(number: int) -> None:
         raise LocatingRefused(number)
     if number in {errno.ESRCH, errno.EINVAL}:
         raise ProcessEnded
-    raise EngineError(f"the kernel would not say where pages are: {os.strerror(number)}")
+    remedy = remedy_of(OSError(number, ""), "see what the kernel's log says, and try again")
+    raise EngineError(f"the kernel would not say where pages are: {os.strerror(number)}; {remedy}")

@@ -13,10 +13,10 @@ from .listformat import parse_list
 from .verdict import PageClass
 
 _SMAPS = re.compile(
-    r"^(?:(?P<key>KernelPageSize|AnonHugePages|ShmemPmdMapped|FilePmdMapped): +(?P<value>\d+) kB"
+    r"^(?:(?P<key>KernelPageSize|Swap|AnonHugePages|ShmemPmdMapped|FilePmdMapped): +(?P<value>\d+) kB"
     r"|VmFlags:(?P<flags>.*)"
-    r"|(?P<start>[0-9a-f]+)-(?P<end>[0-9a-f]+) (?P<permissions>\S{4}) [0-9a-f]+ (?P<device>[0-9a-f]+:[0-9a-f]+) \d+ *"
-    r"(?P<path>.*))$",
+    r"|(?P<start>[0-9a-f]+)-(?P<end>[0-9a-f]+) (?P<permissions>\S{4}) (?P<offset>[0-9a-f]+)"
+    r" (?P<device>[0-9a-f]+:[0-9a-f]+) (?P<inode>\d+) *(?P<path>.*))$",
     re.MULTILINE | re.ASCII,
 )
 _NUMA_MAPS = re.compile(r"^(?P<start>[0-9a-f]+) (?P<policy>\S+)(?P<rest>.*)$")
@@ -38,7 +38,9 @@ class Kind(enum.StrEnum):
     FILE = "file"
     HUGETLB = "hugetlb"
     DEVICE = "device"
-    """Pages of a driver or of the kernel: VM_IO and VM_PFNMAP, device files, anon_inode files such as kvm-vcpu."""
+    """Pages of a driver or of the kernel: VM_IO, VM_PFNMAP and VM_MIXEDMAP (also DAX), device files, anon_inode files
+    such as kvm-vcpu.
+    """
     SECRET = "secret"  # noqa: S105 - memfd_secret(2)
     OF_THE_CPU = "cpu"
     """vdso and its like: pages of the kernel's own image, which numa_maps does not count either."""
@@ -48,8 +50,10 @@ class Kind(enum.StrEnum):
 class Mapping:
     """One mapping: addresses `start` to `end`, and in bytes what smaps says of it.
 
-    `huge` are transparent huge pages mapped whole. `flags` are the VmFlags (Documentation/filesystems/proc.rst): lo
-    locked, io, pf, ht huge-page pool, mg mergeable, sh shared, wr writable.
+    `huge` are transparent huge pages mapped whole, `swapped` is what is swapped out. `flags` are the VmFlags
+    (Documentation/filesystems/proc.rst): lo locked, io, pf, ht huge-page pool, mg mergeable, sh shared, wr writable,
+    dc not copied on fork. `offset` is where in the file it begins; `device` (as smaps writes it) and `inode` name the
+    file, 0 for none.
     """
 
     start: int
@@ -59,7 +63,11 @@ class Mapping:
     flags: frozenset[str] = frozenset()
     permissions: str = "rw-p"
     huge: int = 0
+    swapped: int = 0
     page_size: int = 4096
+    offset: int = 0
+    device: str = ""
+    inode: int = 0
 
     @property
     def shared(self) -> bool:
@@ -105,7 +113,11 @@ def _mapping(
         flags=flags,
         permissions=permissions,
         huge=sum(numbers.get(key, 0) for key in ("AnonHugePages", "ShmemPmdMapped", "FilePmdMapped")),
+        swapped=numbers.get("Swap", 0),
         page_size=numbers.get("KernelPageSize", 4 * _KIB),
+        offset=int(header["offset"], 16),
+        device=header["device"],
+        inode=int(header["inode"]),
     )
 
 
@@ -114,7 +126,7 @@ def _kind(path: str, flags: frozenset[str], *, on_tmpfs: bool, shared: bool) -> 
         Kind.HUGETLB: "ht" in flags,
         Kind.OF_THE_CPU: path in _OF_THE_CPU,
         Kind.SECRET: path.startswith("/secretmem"),
-        Kind.DEVICE: bool(flags & {"io", "pf"}) or path.startswith("anon_inode:"),
+        Kind.DEVICE: bool(flags & {"io", "pf", "mm"}) or path.startswith("anon_inode:"),
         Kind.SHMEM: path.startswith(_SHMEM_PREFIXES) or (on_tmpfs and not _is_device(path)),
         Kind.ANON: not path or (path.startswith("[") and not shared),
         Kind.FILE: not _is_device(path),

@@ -1,46 +1,64 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Moves pages in timed calls, each of which may be the last."""
+"""Moves pages in timed calls, several at once, each of which may be the last."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .chunks import ChunkSize, TokenBucket
+from .chunks import LEAST, MOST, START, ChunkSize, TokenBucket
 from .errors import ProcessEnded, Stopped
-from .host import safe_on
+from .guard import NAP, Guard
+from .jobs import Job, Jobs
 from .kernel import MPOL_MF_MOVE, MPOL_MF_MOVE_ALL, MoveResult
-from .plan import MOVABLE_KINDS, Trial, Units, movable_bytes, units
-from .process import HeldProcess
+from .mappings import Kind
+from .plan import Demand, Trial, Trials, Units, movable_bytes, units
+from .pressure import Throttle
 from .reasons import Reason
 from .refusals import Patience, move_around_refusals
-from .survey import HEAD, HIDDEN, Survey
-from .verdict import Progress, Stage, Watcher
+from .survey import MappingPages, Survey
+from .targets import Targets
+from .verdict import Progress, Stage
+from .watchdog import LongCall, Watchdog
 from .wording import size_text
-from .work import Piece, Work, gather
+from .work import BlockKey, Piece, Work, block_key, gather
 
 _TRIES = 2
 """Times a folio that was refused alone is tried in all passes together."""
-_NAP = 0.05
-"""Seconds between two looks at whether the run was cancelled, while it waits."""
-_TOUCHES = 1024
-"""Addresses touched in one call: IOV_MAX."""
-_PAGE = os.sysconf("SC_PAGE_SIZE")
+_LANDING = 0.005
+"""Seconds to wait for a call of another mover, where what it takes may be all that is missing."""
+_IN_VAIN = 4
+"""Blocks of a mapping that are given up before all others of it are."""
+_RECENT = 512
+"""Calls of which progress tells the p99."""
 _EXIT_WAIT = 2.0
 """Seconds an exiting process may take from losing its memory to being gone."""
 
 
 @dataclass
 class Memory:
-    """What is known from earlier passes: folios that were refused and how often, mappings that were given up."""
+    """What is known from earlier passes: folios that were refused and how often, blocks that were given up.
+
+    `held` are the start addresses of mappings that a device holds all of: none of their pages is tried.
+    """
 
     refused: dict[int, int] = field(default_factory=dict)
-    given_up: set[int] = field(default_factory=set)
+    given_up: set[BlockKey] = field(default_factory=set)
+    held: frozenset[int] = frozenset()
+
+    def is_given_up(self, part: MappingPages) -> bool:
+        """Say whether a block is to be left: it was given up, or many others of its mapping were."""
+        start = part.mapping.start
+        blocks = sum(block[0] == start for block in self.given_up)
+        return start in self.held or blocks >= _IN_VAIN or block_key(part) in self.given_up
 
     def refused_folios(self, times: int) -> NDArray[np.uint64]:
         """Return the addresses, uint64, of folios that were refused so many times at least."""
@@ -49,196 +67,284 @@ class Memory:
 
 @dataclass(kw_only=True)
 class Pass:
-    """What one pass over a survey came to: Trial for each page of a mapping, by start address; bytes moved."""
+    """What one pass over a survey came to, and the bytes it planned and moved."""
 
     survey: Survey
-    trials: dict[int, NDArray[np.uint8]] = field(default_factory=dict)
+    trials: Trials = field(default_factory=Trials)
     planned: int = 0
     moved: int = 0
     stopped: Stopped | None = None
 
 
+Room = Callable[[int, int], int]
+"""Given a NUMA node and the size of a page, the bytes that may be taken there now."""
+
+
 @dataclass(kw_only=True)
 class Mover:
-    """Moves the pages of one process to one NUMA node. One thread uses it."""
+    """Moves the pages of one process to their targets, with `movers` threads.
 
-    process: HeldProcess
-    target: int
+    Calls of several threads overlap; all that is counted here is written under one lock. `on_flight` are the bytes of
+    calls under way, by target: what they take is not yet missing from what is free. `landed` hears of a target, the
+    size of its pages and the bytes that arrived. `patience` are the seconds to wait for room that the kernel is making.
+    """
+
+    guard: Guard
+    targets: Targets
     privileged: bool
-    watcher: Watcher
     clock: Callable[[], float]
-    deadline_at: float
     size: ChunkSize
     bucket: TokenBucket
+    room: Room
+    movers: int = 1
+    throttle: Throttle | None = None
+    patience: float = 0.0
+    landed: Callable[[int, int, int], None] = lambda _target, _page_size, _count: None
     memory: Memory = field(default_factory=Memory)
     durations: list[float] = field(default_factory=list)
     moved: int = 0
     seconds: float = 0.0
+    on_flight: dict[int, int] = field(default_factory=dict)
+    waiting: str = ""
+    _last: Progress | None = None
+    _watchdog: Watchdog = field(init=False)
     _began: float = 0.0
+    _lock: threading.RLock = field(default_factory=threading.RLock)
 
     def run(self, survey: Survey, *, number: int) -> Pass:
-        """Move what a survey found off target; `number` is the pass, from 1. Raises ProcessEnded."""
-        done = Pass(survey=survey, planned=movable_bytes(survey.pages, target=self.target, privileged=self.privileged))
+        """Move all that is off target in a survey; `number` counts passes from 1. Raises ProcessEnded."""
+        done = Pass(survey=survey)
+        done.planned = self.moved + sum(self._movable(survey.pages).values())
         self._began = self.clock() - self.seconds
+        jobs = Jobs(gather(self._pieces(survey, done)), most=lambda: self._most(done), given_up=self.memory.given_up)
         try:
-            for work in gather(self._pieces(survey, done)):
-                self._move(work, done, number)
+            with Watchdog(tell=self._tell_long, clock=self.clock) as self._watchdog:
+                self._in_threads(jobs, done, number)
         except Stopped as stopped:
             done.stopped = stopped
         finally:
             self.seconds = self.clock() - self._began
+            jobs.take_note()
         return done
 
     def left(self, survey: Survey) -> int:
         """Return about how many bytes another pass over a survey could still move."""
-        parts = [part for part in survey.pages if part.mapping.start not in self.memory.given_up]
-        hopeless = self.memory.refused_folios(_TRIES).tolist()
-        within = len([1 for part in parts for address in hopeless if part.mapping.start <= address < part.mapping.end])
-        return movable_bytes(parts, target=self.target, privileged=self.privileged) - within * _PAGE
-
-    def reveal(self, survey: Survey) -> bool:
-        """Touch the folios off target that hide, and say whether that may have helped. Raises Stopped, ProcessEnded.
-
-        A read fault takes AutoNUMA's mark from them, and only then can move_pages(2) see them.
-        """
-        touched = False
+        hopeless = self.memory.refused_folios(_TRIES)
+        left = 0
         for part in survey.pages:
-            if part.mapping.kind not in MOVABLE_KINDS:
-                continue
-            hiding = np.flatnonzero(
-                (part.numa_node != self.target) & ((part.flags & (HIDDEN | HEAD)) == (HIDDEN | HEAD))
-            )
-            for start in range(0, hiding.size, _TOUCHES):
-                self.check()
-                if self.process.kernel.touch(self.process.pid, part.addresses(hiding[start : start + _TOUCHES])):
-                    break
-                touched = True
-        return touched
+            if not self.memory.is_given_up(part):
+                known = int(np.count_nonzero(np.isin(hopeless, part.addresses(slice(None)))))
+                left += sum(self._movable([part]).values()) - known * part.mapping.page_size
+        return left
 
-    def check(self) -> None:
-        """Raise Stopped or ProcessEnded when nothing more is to be done."""
-        if self.watcher.cancelled():
-            raise Stopped(Reason.CANCELLED, "cancelled while it ran")
-        if self.clock() >= self.deadline_at:
-            raise Stopped(Reason.DEADLINE, "the deadline passed while it ran")
-        self.process.check()
+    def latency(self, percent: float) -> float:
+        """Return a percentile of the durations of calls so far, in seconds; 0 when there was none."""
+        return float(np.percentile(np.array(self.durations or [0.0]), percent))
+
+    def _movable(self, parts: Iterable[MappingPages]) -> Demand:
+        return movable_bytes(parts, targets=self.targets, privileged=self.privileged)
+
+    def _in_threads(self, jobs: Jobs, done: Pass, number: int) -> None:
+        """Let the movers take one job after the other. Raises what the first of them raised that was to stop."""
+
+        def work() -> None:
+            while (job := jobs.next()) is not None:
+                self._move(job, done)
+                self._report(done, number)
+
+        if self.movers == 1:
+            work()
+            return
+        with ThreadPoolExecutor(self.movers, thread_name_prefix="mover") as pool:
+            futures = []
+            with contextlib.suppress(RuntimeError):  # the host has no thread left: fewer do the same
+                for _ in range(self.movers):
+                    futures.append(pool.submit(jobs.ending(work)))  # noqa: PERF401 - those made so far count
+        for future in futures:
+            future.result()
+        work()
 
     def _pieces(self, survey: Survey, done: Pass) -> Iterator[Piece]:
-        """Yield what is to be moved, mapping by mapping, without what earlier passes have learned to leave."""
-        for part in survey.pages:
-            for plan in units(part, target=self.target, privileged=self.privileged):
-                start = part.mapping.start
-                trials = done.trials.setdefault(start, np.zeros(part.page.size, dtype=np.uint8))
-                given_up = start in self.memory.given_up
-                if given_up:
-                    trials[plan.pages(slice(None))] = Trial.GIVEN_UP
-                known = self.memory.refused_folios(1 if given_up else _TRIES)
-                hopeless = np.isin(part.addresses(plan.position), known)
-                trials[plan.pages(np.flatnonzero(hopeless))] = Trial.REFUSED
-                if not given_up and not hopeless.all():
-                    rest = Units(position=plan.position[~hopeless], length=plan.length[~hopeless])
-                    yield Piece(part=part, units=rest, trials=trials)
+        """Yield what is to be moved, without what earlier passes have learned to leave; pages of pools come last.
 
-    def _move(self, work: Work, done: Pass, number: int) -> None:
-        """Move some work, a chunk at a time."""
-        patience = Patience()
-        for chunk in work.chunks(lambda: min(self.size.size, self.bucket.most())):
-            outcome = np.zeros(chunk.stop - chunk.start, dtype=np.uint8)
-            try:
-                self._move_chunk(work.addresses[chunk], work.sizes[chunk], outcome=outcome, patience=patience)
-            finally:
+        A pool that is too small ends a pass, and then nothing else is left undone.
+        """
+        for part in survey.pages.ordered(lambda mapping: mapping.kind is Kind.HUGETLB):
+            target = self.targets.of(part.mapping)
+            if target is not None:
+                yield from self._pieces_of(part, target, done)
+
+    def _pieces_of(self, part: MappingPages, target: int, done: Pass) -> Iterator[Piece]:
+        plan = units(part, target=target, privileged=self.privileged)
+        if plan.position.size == 0:
+            return
+        trials = done.trials.of(part)
+        given_up = self.memory.is_given_up(part)
+        if given_up:
+            trials[plan.pages(slice(None))] = Trial.GIVEN_UP
+        known = self.memory.refused_folios(1 if given_up else _TRIES)
+        hopeless = np.isin(part.addresses(plan.position), known)
+        trials[plan.pages(np.flatnonzero(hopeless))] = Trial.REFUSED
+        if not given_up and not hopeless.all():
+            rest = Units(position=plan.position[~hopeless], length=plan.length[~hopeless])
+            addresses = part.addresses(rest.position)
+            yield Piece(
+                target=target,
+                mapping=part.mapping,
+                block=block_key(part),
+                addresses=addresses,
+                units=rest,
+                trials=trials,
+            )
+
+    def _move(self, job: Job, done: Pass) -> None:
+        """Move one chunk of work, and keep what came of it, also where that ends the pass."""
+        work, chunk = job.work, job.chunk
+        outcome = np.zeros(chunk.stop - chunk.start, dtype=np.uint8)
+        try:
+            self._move_chunk(work, chunk, outcome=outcome, patience=job.patience)
+        finally:
+            with self._lock:
                 work.write(chunk, outcome)
                 moved = int(work.sizes[chunk][outcome == Trial.MOVED].sum())
                 done.moved += moved
                 self.moved += moved
+                self.landed(work.target, work.page_size, moved)
                 for address in work.addresses[chunk][outcome == Trial.REFUSED].tolist():
                     self.memory.refused[address] = self.memory.refused.get(address, 0) + 1
-            self._report(done, number)
-        if patience.ended:
-            self.memory.given_up |= work.mappings()
 
-    def _move_chunk(
-        self,
-        addresses: NDArray[np.uint64],
-        sizes: NDArray[np.int64],
-        *,
-        outcome: NDArray[np.uint8],
-        patience: Patience,
-    ) -> None:
-        """Move folios at addresses uint64[c] with sizes int64[c] in bytes; write `outcome`, Trial as uint8[c]."""
+    def _move_chunk(self, work: Work, chunk: slice, *, outcome: NDArray[np.uint8], patience: Patience) -> None:
+        """Move the folios of a chunk; write `outcome`, Trial as uint8[c]."""
+        addresses, sizes = work.addresses[chunk], work.sizes[chunk]
+        process = self.guard.process
 
         def call(which: NDArray[np.int64]) -> MoveResult:
-            return self._call(addresses[which], int(sizes[which].sum()))
+            return self._call(addresses[which], int(sizes[which].sum()), target=work.target, page_size=work.page_size)
 
         def locate(which: NDArray[np.int64]) -> NDArray[np.int32]:
-            result = self.process.kernel.locate_pages(self.process.pid, addresses[which])
+            result = process.kernel.locate_pages(process.pid, addresses[which])
             if result.errno:
-                self._end(result.errno)
+                self._end(result.errno, target=work.target, page_size=work.page_size)
             return result.status
 
         move_around_refusals(
-            addresses.size, target=self.target, call=call, locate=locate, patience=patience, trials=outcome
+            addresses.size, target=work.target, call=call, locate=locate, patience=patience, trials=outcome
         )
 
-    def _call(self, addresses: NDArray[np.uint64], size: int) -> MoveResult:
+    def _call(self, addresses: NDArray[np.uint64], size: int, *, target: int, page_size: int) -> MoveResult:
         """Make one call, if it may be made."""
-        self.check()
-        while (wait := self.bucket.wait(self.clock())) > 0:
-            self.process.kernel.sleep(min(wait, _NAP))
-            self.check()
-        safe = safe_on(self.target, self.process.kernel)
-        if size > safe:
-            raise Stopped(
-                Reason.DESTINATION_FULL,
-                f"{size_text(safe)} could still be taken on NUMA node {self.target} without making others give memory"
-                f" back, the next call needed {size_text(size)}",
-            )
-        flags = MPOL_MF_MOVE_ALL if self.privileged else MPOL_MF_MOVE
+        self.guard.check()
+        self._await_pace()
+        self.guard.wait(self.bucket.take(size, self.clock()))
+        self._take_room(size, target=target, page_size=page_size)
+        process = self.guard.process
+        privileged = self.privileged
+        flags = MPOL_MF_MOVE_ALL if privileged else MPOL_MF_MOVE
         began = self.clock()
-        result = self.process.kernel.move_pages(self.process.pid, addresses, numa_node=self.target, flags=flags)
+        try:
+            with self._watchdog.call(addresses.size):
+                result = process.kernel.move_pages(process.pid, addresses, numa_node=target, flags=flags)
+        finally:
+            with self._lock:
+                self.on_flight[target] -= size
         seconds = self.clock() - began
-        if result.errno == errno.EPERM and self.privileged:
+        if result.errno == errno.EPERM and privileged:
             self.privileged = False
-            return self._call(addresses, size)
+            return self._call(addresses, size, target=target, page_size=page_size)
         if result.errno:
-            self._end(result.errno)
-        self.durations.append(seconds)
-        self.size.observe(seconds=seconds, moved=size)
-        self.bucket.take(size, began)
+            self._end(result.errno, target=target, page_size=page_size)
+        with self._lock:
+            self.durations.append(seconds)
+            self.size.observe(seconds=seconds, moved=size)
         return result
 
-    def _end(self, number: int) -> None:
+    def _await_pace(self) -> None:
+        """Wait for as long as the VM or its neighbours need a rest. Raises Stopped and ProcessEnded."""
+        while self.throttle is not None:
+            pace = self.throttle.pace()
+            self.waiting = pace.reason
+            if pace.pause <= 0:
+                return
+            if self._last is not None:
+                self.guard.tell(replace(self._last, waiting=pace.reason))
+            self.guard.wait(pace.pause)
+
+    def _most(self, done: Pass) -> int:
+        """Return the bytes of the next chunk; towards the end fewer, so that no mover is left with the last big one."""
+        share = self.throttle.pace().share if self.throttle is not None else 1.0
+        left = done.planned - self.moved - sum(self.on_flight.values())
+        evenly = max(START, left // (2 * self.movers)) if self.movers > 1 else MOST
+        return max(LEAST, int(min(self.size.size, self.bucket.most(), evenly) * share))
+
+    def _take_room(self, size: int, *, target: int, page_size: int) -> None:
+        """Count bytes as on flight. Raises Stopped when they do not fit any more."""
+        until = self.clock() + self.patience
+        while (short := self._room_short_of(size, target=target, page_size=page_size)) is not None:
+            if not self.on_flight.get(target) and self.clock() >= until:
+                raise self._full(short, size, target=target, page_size=page_size)
+            # Part of what is on flight has landed already and counts twice for now.
+            self.guard.wait(_LANDING)
+
+    def _room_short_of(self, size: int, *, target: int, page_size: int) -> int | None:
+        """Take room for so many bytes, or return how many there are where these are fewer."""
+        with self._lock:
+            flying = self.on_flight.get(target, 0)
+            safe = self.room(target, page_size) - flying
+            if size > safe:
+                return max(0, safe)
+            self.on_flight[target] = flying + size
+            return None
+
+    def _full(self, safe: int, size: int, *, target: int, page_size: int) -> Stopped:
+        if page_size > self.guard.process.kernel.page_size:
+            reason, seen = Reason.HUGEPAGE_POOL, f"are free in the pool of NUMA node {target}"
+        else:
+            reason = Reason.DESTINATION_FULL
+            seen = f"could still be taken on NUMA node {target} without making others give memory back"
+        return Stopped(reason, f"{size_text(safe)} {seen}, the next call needed {size_text(size)}")
+
+    def _end(self, number: int, *, target: int, page_size: int) -> None:
         """Raise what an error of a whole call means (move_pages(2), ERRORS; mm/migrate.c)."""
         if number == errno.ESRCH:
             raise ProcessEnded
         if number == errno.EINVAL:
             self._await_exit()
+        pool = page_size > self.guard.process.kernel.page_size
         reason = {
-            errno.ENOMEM: Reason.DESTINATION_FULL,
+            errno.ENOMEM: Reason.HUGEPAGE_POOL if pool else Reason.DESTINATION_FULL,
             errno.EACCES: Reason.VM_CPUSET,
             errno.EPERM: Reason.NO_ACCESS,
             errno.ENOSYS: Reason.SYSCALL_BLOCKED,
             errno.ENODEV: Reason.NODE_HAS_NO_MEMORY,
         }.get(number, Reason.UNEXPLAINED)
-        raise Stopped(
-            reason, f"move_pages to NUMA node {self.target} ended with {errno.errorcode[number]}: {os.strerror(number)}"
-        )
+        name = errno.errorcode.get(number, str(number))
+        raise Stopped(reason, f"move_pages to NUMA node {target} ended with {name}: {os.strerror(number)}")
 
     def _await_exit(self) -> None:
         """Raise ProcessEnded when the process is gone soon: the kernel says EINVAL once its memory is torn down."""
         until = self.clock() + _EXIT_WAIT
+        process = self.guard.process
         while self.clock() < until:
-            self.process.check()
-            self.process.kernel.sleep(_NAP)
+            process.check()
+            process.kernel.sleep(NAP)
 
     def _report(self, done: Pass, number: int) -> None:
-        passed = self.clock() - self._began
-        self.watcher.progressed(
-            Progress(
+        with self._lock:
+            passed = self.clock() - self._began
+            progress = Progress(
                 stage=Stage.MOVE,
                 pass_number=number,
                 bytes_done=done.moved,
                 bytes_total=done.planned,
                 bytes_per_second=int(self.moved / passed) if passed > 0 else 0,
+                call_p99=float(np.percentile(np.array(self.durations[-_RECENT:] or [0.0]), 99)),
+                waiting=self.waiting,
             )
-        )
+            self._last = progress
+        self.guard.tell(progress)
+
+    def _tell_long(self, call: LongCall) -> None:
+        """Tell of a call that takes long: it cannot be cancelled."""
+        if self._last is not None and not call.ended:
+            seen = f"a kernel call over {call.pages} pages has lasted {call.seconds:.0f} s and cannot be cancelled"
+            self.guard.tell(replace(self._last, waiting=seen))

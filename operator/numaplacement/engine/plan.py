@@ -4,18 +4,17 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .mappings import Kind
-from .survey import FILE, HEAD, HIDDEN, SHARED, MappingPages, Survey
+from .survey import FILE, HEAD, HIDDEN, MERGED, SHARED, SWAPPED, MappingPages
+from .targets import Targets
 
-_WINDOW = 1 << 20
-"""Pages planned at once, so that a plan never needs more than some tens of MB."""
-MOVABLE_KINDS = frozenset({Kind.ANON, Kind.SHMEM, Kind.FILE})
+MOVABLE_KINDS = frozenset({Kind.ANON, Kind.SHMEM, Kind.FILE, Kind.HUGETLB})
 
 
 class Trial(enum.IntEnum):
@@ -36,9 +35,31 @@ class Trial(enum.IntEnum):
     UNKNOWN = 7
 
 
+class Trials:
+    """What became of each page of a survey in a pass; pages that are not mentioned were not tried.
+
+    Kept block by block: the address of its first page tells a block from all others of the survey.
+    """
+
+    def __init__(self) -> None:
+        self._of: dict[int, NDArray[np.uint8]] = {}
+
+    def of(self, part: MappingPages) -> NDArray[np.uint8]:
+        """Return Trial, uint8[n], for each page of a block, to be written to."""
+        return self._of.setdefault(_first_address(part), np.zeros(part.page.size, dtype=np.uint8))
+
+    def known(self, part: MappingPages) -> NDArray[np.uint8] | None:
+        """Return Trial, uint8[n], for each page of a block; None when none of it was tried."""
+        return self._of.get(_first_address(part))
+
+
+def _first_address(part: MappingPages) -> int:
+    return int(part.addresses(slice(1))[0])
+
+
 @dataclass(frozen=True, kw_only=True)
 class Units:
-    """Folios to move, of one mapping: positions int64[k] of their first pages, and their lengths int64[k] in pages."""
+    """Folios to move, of one block: positions int64[k] of their first pages, and their lengths int64[k] in pages."""
 
     position: NDArray[np.int64]
     length: NDArray[np.int64]
@@ -50,71 +71,64 @@ class Units:
         return np.repeat(position, length) + offset
 
 
-def shared_cache(part: MappingPages, cut: slice) -> NDArray[np.bool_]:
-    """Return which pages, bool[k], are page cache that other processes map too: memory of neighbours as well."""
+def shared_cache(part: MappingPages) -> NDArray[np.bool_]:
+    """Return which pages, bool[n], are page cache that other processes map too: memory of neighbours as well."""
     if not part.mapping.only_cached:
-        return np.zeros(part.page[cut].size, dtype=np.bool_)
-    shared: NDArray[np.bool_] = (part.flags[cut] & (FILE | SHARED)) == (FILE | SHARED)
+        return np.zeros(part.page.size, dtype=np.bool_)
+    shared: NDArray[np.bool_] = (part.flags & (FILE | SHARED)) == (FILE | SHARED)
     return shared
 
 
-def merged(part: MappingPages, cut: slice) -> NDArray[np.bool_]:
-    """Return which pages, bool[k], KSM may have merged with other processes': to move one moves it for all of them."""
-    if "mg" not in part.mapping.flags:
-        return np.zeros(part.page[cut].size, dtype=np.bool_)
-    shared: NDArray[np.bool_] = (part.flags[cut] & (FILE | SHARED)) == SHARED
-    return shared
-
-
-def movable(part: MappingPages, cut: slice, *, target: int, privileged: bool) -> NDArray[np.bool_]:
-    """Return which pages, bool[k], are off target and may be moved; without privilege those that nobody shares."""
+def movable(part: MappingPages, *, target: int, privileged: bool) -> NDArray[np.bool_]:
+    """Return which pages, bool[n], are off target and may be moved; without privilege those that nobody shares."""
     if part.mapping.kind not in MOVABLE_KINDS:
-        return np.zeros(part.page[cut].size, dtype=np.bool_)
-    mask: NDArray[np.bool_] = (part.numa_node[cut] != target) & ((part.flags[cut] & HIDDEN) == 0)
-    mask &= ~shared_cache(part, cut) & ~merged(part, cut)
-    if not privileged:
-        mask &= (part.flags[cut] & SHARED) == 0
+        return np.zeros(part.page.size, dtype=np.bool_)
+    unwanted = HIDDEN | SWAPPED | MERGED | (np.uint8(0) if privileged else SHARED)
+    mask: NDArray[np.bool_] = (part.numa_node != target) & ((part.flags & unwanted) == 0)
+    if part.mapping.only_cached:
+        mask &= ~shared_cache(part)
     return mask
 
 
-def movable_bytes(parts: Iterable[MappingPages], *, target: int, privileged: bool) -> int:
+Demand = dict[tuple[int, int], int]
+"""Bytes by NUMA node they are to be taken on, and by size of page."""
+
+
+def movable_bytes(parts: Iterable[MappingPages], *, targets: Targets, privileged: bool) -> Demand:
     """Return the bytes of some mappings that are off target and may be moved."""
-    return sum(
-        int(np.count_nonzero(movable(part, slice(None), target=target, privileged=privileged))) * part.mapping.page_size
-        for part in parts
-    )
+
+    def mask(part: MappingPages, target: int) -> NDArray[np.bool_]:
+        return movable(part, target=target, privileged=privileged)
+
+    return _demand(parts, targets, mask)
 
 
-def hidden_bytes(survey: Survey, *, target: int) -> int:
-    """Return the bytes of a process that are off target and hide: a NUMA-hint fault soon shows them again."""
-    return sum(
-        int(np.count_nonzero((part.numa_node != target) & ((part.flags & HIDDEN) != 0))) * part.mapping.page_size
-        for part in survey.pages
-        if part.mapping.kind in MOVABLE_KINDS
-    )
+def touchable_bytes(parts: Iterable[MappingPages], *, targets: Targets) -> Demand:
+    """Return the bytes off target that a touch brings out: what a NUMA hint hides, and what is swapped out."""
+
+    def mask(part: MappingPages, target: int) -> NDArray[np.bool_]:
+        if part.mapping.kind not in MOVABLE_KINDS:
+            return np.zeros(part.page.size, dtype=np.bool_)
+        wanted: NDArray[np.bool_] = (part.numa_node != target) & ((part.flags & (HIDDEN | SWAPPED)) != 0)
+        return wanted
+
+    return _demand(parts, targets, mask)
 
 
-def units(part: MappingPages, *, target: int, privileged: bool) -> Iterator[Units]:
-    """Yield the folios of a mapping that are to be moved, some at a time, in the order of addresses."""
-    if not (part.numa_node != target).any():
-        return
-    start = 0
-    while start < part.page.size:
-        end = _folio_boundary(part, start + _WINDOW)
-        cut = slice(start, end)
-        heads = np.flatnonzero(part.flags[cut] & HEAD)
-        length = np.diff(np.append(heads, end - start))
-        chosen = movable(part, cut, target=target, privileged=privileged)[heads]
-        if chosen.any():
-            yield Units(position=heads[chosen] + start, length=length[chosen])
-        start = end
+def _demand(
+    parts: Iterable[MappingPages], targets: Targets, mask: Callable[[MappingPages, int], NDArray[np.bool_]]
+) -> Demand:
+    found: Demand = {}
+    for part in parts:
+        target, size = targets.of(part.mapping), part.mapping.page_size
+        if target is not None and (count := int(np.count_nonzero(mask(part, target)))):
+            found[target, size] = found.get((target, size), 0) + count * size
+    return found
 
 
-def _folio_boundary(part: MappingPages, position: int) -> int:
-    """Return the first position from `position` on at which a folio begins, or the end."""
-    while position < part.page.size:
-        following = np.flatnonzero(part.flags[position : position + _WINDOW] & HEAD)
-        if following.size:
-            return position + int(following[0])
-        position += _WINDOW
-    return int(part.page.size)
+def units(part: MappingPages, *, target: int, privileged: bool) -> Units:
+    """Return the folios of a block that are to be moved, in the order of addresses."""
+    chosen = movable(part, target=target, privileged=privileged)
+    heads = np.flatnonzero(part.flags & HEAD) if chosen.any() else np.zeros(0, dtype=np.int64)
+    wanted = chosen[heads]
+    return Units(position=heads[wanted], length=np.diff(heads, append=part.page.size)[wanted])

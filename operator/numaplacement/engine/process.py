@@ -9,17 +9,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import ProcessEnded
+from .errors import EngineError, ProcessEnded, remedy_of
 from .kernel import Kernel
 from .listformat import parse_list
 from .surveyor import reading
 
 _KIB = 1024
-_STAT_START_TIME, _STAT_POLICY = 19, 38
-"""Fields 22 and 41 of proc(5)'s stat, counted from the state, which is field 3."""
+_STAT_STATE, _STAT_FLAGS, _STAT_START_TIME, _STAT_POLICY = 0, 6, 19, 38
+"""Fields 3, 9, 22 and 41 of proc(5)'s stat, counted from the state, which is field 3."""
+_DEAD = frozenset("ZXx")
+"""States of a process that has ended: zombie and dead."""
+_EXITING = 0x4
+"""PF_EXITING (include/linux/sched.h)."""
 _REALTIME = {1: "FIFO", 2: "RR", 6: "DEADLINE"}
 """Scheduling policies of sched(7) that starve others."""
-_VCPU = re.compile(r"^CPU \d+/")
+_VCPU = re.compile(r"^CPU (\d+)/", re.ASCII)
 """How QEMU names vCPU threads (CPU 0/KVM, CPU 0/TCG) under -name debug-threads=on."""
 
 
@@ -40,7 +44,13 @@ class ThreadFacts:
     @property
     def is_vcpu(self) -> bool:
         """Whether QEMU runs a vCPU in it."""
-        return bool(_VCPU.match(self.name))
+        return self.vcpu is not None
+
+    @property
+    def vcpu(self) -> int | None:
+        """The number of the vCPU that QEMU runs in it; None for another thread."""
+        named = _VCPU.match(self.name)
+        return int(named[1]) if named else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,25 +79,57 @@ class HeldProcess:
 
     def check(self) -> None:
         """Raise ProcessEnded unless the number still stands for the same, living process."""
-        if self.kernel.has_ended(self.pidfd) or start_time(self.pid, self.kernel) != self.start_time:
+        with reading(self.pid):
+            ended = self.kernel.has_ended(self.pidfd)
+        if ended or start_time(self.pid, self.kernel) != self.start_time:
             raise ProcessEnded
 
 
 @contextmanager
 def hold(pid: int, kernel: Kernel, pidfd: int | None) -> Iterator[HeldProcess]:
-    """Take hold of a process; a pidfd given stays its owner's. Raises ProcessEnded."""
-    with reading(pid):
-        own = kernel.open_pidfd(pid) if pidfd is None else None
+    """Take hold of a process; a pidfd given stays its owner's. Raises ProcessEnded.
+
+    What says in the `with` block that the process ended is believed only where it has, or is about to: another answer
+    of /proc or of the kernel would be taken for its end. Raises EngineError then.
+    """
+    held = _opened(pid, kernel) if pidfd is None else pidfd
+    started: int | None = None
     try:
-        held = own if own is not None else pidfd
-        if held is None:  # pragma: no cover - one of the two is there
-            raise ProcessEnded
-        process = HeldProcess(pid=pid, pidfd=held, start_time=start_time(pid, kernel), kernel=kernel)
+        started = start_time(pid, kernel)
+        process = HeldProcess(pid=pid, pidfd=held, start_time=started, kernel=kernel)
         process.check()
         yield process
+    except ProcessEnded as error:
+        if _is_gone(pid, held, started, kernel):
+            raise
+        seen = error.__cause__ or "the kernel says that it is not there"
+        raise EngineError(f"process {pid} lives, but {seen}; mount the host's own /proc, and try again") from error
     finally:
-        if own is not None:
-            kernel.close(own)
+        if pidfd is None:
+            kernel.close(held)
+
+
+def _opened(pid: int, kernel: Kernel) -> int:
+    """Return a pidfd. Raises ProcessEnded, and EngineError where there can be none."""
+    try:
+        return kernel.open_pidfd(pid)
+    except ProcessLookupError as error:
+        raise ProcessEnded from error
+    except OSError as error:
+        remedy = remedy_of(error, "give the number of a process, not of one of its threads, on Linux 6.1 or newer")
+        raise EngineError(f"cannot take hold of process {pid} with pidfd_open: {error}; {remedy}") from error
+
+
+def _is_gone(pid: int, pidfd: int, started: int | None, kernel: Kernel) -> bool:
+    """Say whether a process has ended or is about to: it loses its memory and its files before it is gone."""
+    try:
+        if kernel.has_ended(pidfd):
+            return True
+        fields = _after_name(kernel.read(kernel.process(pid, "stat")))
+    except OSError:
+        return False
+    other = started is not None and int(fields[_STAT_START_TIME]) != started
+    return other or fields[_STAT_STATE] in _DEAD or bool(int(fields[_STAT_FLAGS]) & _EXITING)
 
 
 def start_time(pid: int, kernel: Kernel) -> int:
@@ -113,9 +155,9 @@ def read_process(pid: int, kernel: Kernel) -> ProcessFacts:
 
 
 def read_threads(pid: int, kernel: Kernel) -> tuple[ThreadFacts, ...]:
-    """Return the threads of a process. Raises ProcessEnded."""
+    """Return the threads of a process. Raises ProcessEnded, and EngineError where files may not be read."""
     with reading(pid):
-        thread_ids = sorted(int(path.name) for path in kernel.process(pid, "task").iterdir())
+        thread_ids = sorted(map(int, kernel.names(kernel.process(pid, "task"))))
     cpusets: dict[str, frozenset[int] | None] = {}
     threads = [_read_thread(kernel.process(pid, "task") / str(tid), tid, kernel, cpusets) for tid in thread_ids]
     return tuple(thread for thread in threads if thread is not None)
@@ -130,6 +172,9 @@ def _read_thread(
         cgroup = cgroup_path(kernel.read(task / "cgroup"))
     except (FileNotFoundError, ProcessLookupError):
         return None
+    except OSError as error:
+        remedy = remedy_of(error, "mount the host's /proc, and run as root")
+        raise EngineError(f"cannot read {task}: {error}; {remedy}") from error
     if cgroup not in cpusets:
         cpusets[cgroup] = cpuset_cpus(cgroup, kernel)
     return ThreadFacts(
@@ -140,6 +185,12 @@ def _read_thread(
         realtime=_REALTIME.get(int(_after_name(stat)[_STAT_POLICY]), ""),
         cpuset=cpusets[cgroup],
     )
+
+
+def main_cgroup(pid: int, kernel: Kernel) -> str:
+    """Return the cgroup v2 path of a process's main thread; empty where there is none. Raises ProcessEnded."""
+    with reading(pid):
+        return cgroup_path(kernel.read(kernel.process(pid, "cgroup")))
 
 
 def cgroup_path(text: str) -> str:

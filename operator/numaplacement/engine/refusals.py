@@ -19,6 +19,8 @@ from .kernel import MoveResult
 from .plan import Trial
 
 _IN_A_ROW = 64
+_PROBES = 8
+"""Folios tried alone, evenly spread, before the rest of some that were refused in a row is left."""
 _OF_STATUS = {
     -errno.ENOENT: Trial.ABSENT,
     -errno.EFAULT: Trial.ABSENT,
@@ -66,8 +68,10 @@ def move_around_refusals(
     waiting = [np.arange(count)]
     while waiting:
         part = waiting.pop()
-        if patience.ended:
-            trials[part] = Trial.GIVEN_UP
+        if patience.ended and not _probed(part, target=target, call=call, patience=patience, trials=trials):
+            continue
+        part = part[trials[part] == Trial.NOT_TRIED]
+        if part.size == 0:
             continue
         result = call(part)
         if result.not_moved == 0:
@@ -85,3 +89,26 @@ def move_around_refusals(
             waiting += [half for half in (stayed[middle:], stayed[:middle]) if half.size]
         if (trials[part] == Trial.MOVED).any():
             patience.in_a_row = 0
+
+
+def _probed(
+    part: NDArray[np.int64],
+    *,
+    target: int,
+    call: Callable[[NDArray[np.int64]], MoveResult],
+    patience: Patience,
+    trials: NDArray[np.uint8],
+) -> bool:
+    """Try some folios of a part alone; where none moves give up the others, else go on with them and say so.
+
+    A device holds all of a mapping; what an I/O ring has registered may be a MiB in the middle of it.
+    """
+    for folio in part[:: -(-part.size // _PROBES)]:
+        result = call(np.array([folio]))
+        trials[folio] = Trial.REFUSED if result.not_moved else trials_of_status(result.status[:1], target=target)[0]
+        if trials[folio] == Trial.MOVED:
+            patience.in_a_row = 0
+            return True
+    rest = part[trials[part] == Trial.NOT_TRIED]
+    trials[rest] = Trial.GIVEN_UP
+    return False

@@ -7,9 +7,10 @@ import errno
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from .errors import EngineError, ProcessEnded
-from .hidden import frame_map
+from .errors import EngineError, FramesUnreadable, ProcessEnded, remedy_of
+from .hidden import FrameMap, frame_map
 from .kernel import Kernel
+from .ksm import MergedFrames
 from .looker import Looker
 from .mappings import (
     Kind,
@@ -22,7 +23,7 @@ from .mappings import (
     parse_tmpfs_devices,
 )
 from .pagemap import WordFile
-from .survey import Survey, class_rows, survey_of
+from .survey import Survey, class_rows, survey_of_blocks
 from .verdict import PageClass
 
 
@@ -57,7 +58,8 @@ def reading(pid: int) -> Iterator[None]:
     except OSError as error:
         if error.errno == errno.EINVAL:  # what mountinfo says of a zombie, fs/proc_namespace.c
             raise ProcessEnded from error
-        raise EngineError(f"cannot read /proc/{pid}: {error}; mount the host's /proc") from error
+        remedy = remedy_of(error, "mount the host's /proc")
+        raise EngineError(f"cannot read /proc/{pid}: {error}; {remedy}") from error
 
 
 def survey(pid: int, kernel: Kernel) -> Survey:
@@ -66,20 +68,29 @@ def survey(pid: int, kernel: Kernel) -> Survey:
     Raises ProcessEnded, LocatingRefused where move_pages(2) is not permitted, and EngineError where files may not be
     read. Pages that appear, vanish or move meanwhile are seen as they are at the moment their batch is read.
     """
+    try:
+        return _survey(pid, kernel, frames=True)
+    except FramesUnreadable:
+        return _survey(pid, kernel, frames=False)
+
+
+def _survey(pid: int, kernel: Kernel, *, frames: bool) -> Survey:
+    """Look, with the help of what is told of page frames or without it. Raises FramesUnreadable."""
     mappings = read_mappings(pid, kernel)
     with reading(pid), ExitStack() as stack:
         counted = read_numa_maps(pid, kernel)
+        kpageflags = _opened(kernel, "kpageflags", stack) if frames else None
         looker = Looker(
             pid=pid,
             kernel=kernel,
             pagemap=stack.enter_context(WordFile(kernel.process(pid, "pagemap"))),
-            kpageflags=_open_kpageflags(kernel, stack),
-            frames=frame_map(kernel.read(kernel.proc / "zoneinfo")),
+            kpageflags=kpageflags,
+            frames=_frame_map(kernel),
+            merged=MergedFrames(kpageflags, _opened(kernel, "kpagecount", stack) if frames else None),
             huge=kernel.huge_page_size(),
             counted={row.start: row.bytes_by_numa_node for row in counted},
         )
-        pages = tuple(looker.pages(mappings))
-    return survey_of(pages, mappings)
+        return survey_of_blocks(looker.blocks(mappings), mappings)
 
 
 def coarse_survey(pid: int, kernel: Kernel) -> Survey:
@@ -100,8 +111,17 @@ def located_bytes(pid: int, kernel: Kernel) -> dict[int, int]:
     return bytes_by_numa_node(read_numa_maps(pid, kernel))
 
 
-def _open_kpageflags(kernel: Kernel, stack: ExitStack) -> WordFile | None:
+def _frame_map(kernel: Kernel) -> FrameMap | None:
+    """Return which NUMA node frames belong to; None where that cannot be read."""
     try:
-        return stack.enter_context(WordFile(kernel.proc / "kpageflags"))
+        return frame_map(kernel.read(kernel.proc / "zoneinfo"))
+    except OSError:
+        return None
+
+
+def _opened(kernel: Kernel, name: str, stack: ExitStack) -> WordFile | None:
+    """Return one of the files of words for each page frame; None where it may not be read."""
+    try:
+        return stack.enter_context(WordFile(kernel.proc / name))
     except OSError:
         return None

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from collections.abc import Mapping as Table
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from .reasons import Reason
@@ -18,6 +19,22 @@ class PageClass(enum.StrEnum):
     SHMEM = "Shmem"
     FILE = "File"
     HUGETLB = "Hugetlb"
+    SWAPPED = "Swapped"
+
+
+NO_NUMA_NODE = -1
+"""Where memory is that is swapped out, and what a note is about that concerns the whole host."""
+
+
+class Allow(enum.StrEnum):
+    """What a run may do that is not harmless."""
+
+    RECLAIM = "Reclaim"
+    GROW_HUGE_PAGES = "GrowHugePages"
+    REBIND_CPUSET = "RebindCpuset"
+    STRICT_BINDING = "StrictBinding"
+    REALTIME = "Realtime"
+    PINNED_PART = "PinnedPart"
 
 
 class Outcome(enum.StrEnum):
@@ -39,18 +56,23 @@ class Stage(enum.StrEnum):
     THREADS = "Threads"
     MOVE = "Move"
     VERIFY = "Verify"
+    STAY = "Stay"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """Move the memory of one process to one NUMA node.
+    """Move the memory of one process to one NUMA node, or that of guest cells to one each.
 
+    Exactly one of `target` and `cells` (guest cell to NUMA node) is given. `movers` are the threads that move at once.
     `call_latency` is the 99th percentile of one kernel call to aim at, in seconds; `bandwidth` the most bytes per
     second, or None for no limit; `deadline` the most seconds from the start. Residue of at most `tolerance_bytes` plus
     `tolerance_share` of what is asked still counts as placed.
     """
 
-    target: int
+    target: int | None = None
+    cells: Table[int, int] = field(default_factory=dict)
+    allow: frozenset[Allow] = frozenset()
+    movers: int = 2
     follow_threads: bool = True
     dry_run: bool = False
     call_latency: float = 0.020
@@ -82,6 +104,17 @@ class ResidueRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Note:
+    """Something to know that is no residue, such as huge pages that were split; `bytes` 0 where none are meant."""
+
+    reason: Reason
+    numa_node: int = NO_NUMA_NODE
+    bytes: int = 0
+    evidence: str
+    remedy: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Refusal:
     """Why nothing was touched: one sentence of what was seen, and what can be done."""
 
@@ -92,12 +125,16 @@ class Refusal:
 
 @dataclass(frozen=True, kw_only=True)
 class ThreadOutcome:
-    """What became of the process's threads; `cpus` are those the followers were given."""
+    """What became of the process's threads; `cpus` are those the followers were given.
+
+    `earlier` are the CPUs that threads had before they were given others, by thread id.
+    """
 
     followed: int = 0
     left: int = 0
     cpus: frozenset[int] = frozenset()
     message: str = ""
+    earlier: tuple[tuple[int, frozenset[int]], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +157,8 @@ class Verdict:
     tolerance.
 
     `refusals` is empty unless the outcome is Refused, and then has the first reason first. `split` are bytes that were
-    in transparent huge pages before and are in base pages after.
+    in transparent huge pages before and are in base pages after. `stayed` says whether the memory was still on target
+    after two scans of AutoNUMA; None where nobody has looked.
     """
 
     outcome: Outcome
@@ -135,6 +173,8 @@ class Verdict:
     split: int = 0
     residue: tuple[ResidueRow, ...] = ()
     refusals: tuple[Refusal, ...] = ()
+    notes: tuple[Note, ...] = ()
+    stayed: bool | None = None
     threads: ThreadOutcome = ThreadOutcome()
     calls: CallTimes = CallTimes()
     seconds: float = 0.0
@@ -144,13 +184,18 @@ class Verdict:
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far a run is."""
+    """How far a run is.
+
+    `call_p99` is the 99th percentile of the calls so far, in seconds; `waiting` says for what the run waits.
+    """
 
     stage: Stage
     pass_number: int = 0
     bytes_done: int = 0
     bytes_total: int = 0
     bytes_per_second: int = 0
+    call_p99: float = 0.0
+    waiting: str = ""
 
 
 class Watcher(Protocol):

@@ -9,35 +9,54 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from .mappings import Mapping
 from .plan import Units
-from .survey import MappingPages
+from .survey import BLOCK_PAGES, MappingPages
 
 _ENOUGH = 512
 """Folios from which on no further mapping is added: a smallest chunk of base pages."""
 
 
+BlockKey = tuple[int, int]
+"""A block of a mapping, in any survey: the mapping's start address, and the block's number in the address space."""
+
+
+def block_key(part: MappingPages) -> BlockKey:
+    """Return the key of a block that is not empty."""
+    first = int(part.addresses(slice(1))[0])
+    return part.mapping.start, first // (part.mapping.page_size * BLOCK_PAGES)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """Folios of one mapping, and where what becomes of each page is written: `trials` uint8[n] for all its pages."""
+    """Folios of one mapping, their addresses uint64[k] and where they go, without the block of pages they are of.
 
-    part: MappingPages
+    `trials` uint8[n] is where what becomes of each page of that block is written.
+    """
+
+    target: int
+    mapping: Mapping
+    block: BlockKey
+    addresses: NDArray[np.uint64]
     units: Units
     trials: NDArray[np.uint8]
 
 
 class Work:
-    """The folios of some pieces one after the other: `addresses` uint64[k] and `sizes` int64[k] in bytes."""
+    """The folios of some pieces with one target: `addresses` uint64[k] and `sizes` int64[k] in bytes."""
 
     def __init__(self, pieces: list[Piece]) -> None:
         self._pieces = pieces
-        counts = [piece.units.position.size for piece in pieces]
+        self.target = pieces[0].target
+        self.page_size = pieces[0].mapping.page_size
+        counts = [piece.addresses.size for piece in pieces]
         self._first = np.cumsum([0, *counts])
-        self.addresses = np.concatenate([piece.part.addresses(piece.units.position) for piece in pieces])
-        self.sizes = np.concatenate([piece.units.length * piece.part.mapping.page_size for piece in pieces])
+        self.addresses = np.concatenate([piece.addresses for piece in pieces])
+        self.sizes = np.concatenate([piece.units.length * piece.mapping.page_size for piece in pieces])
 
-    def mappings(self) -> set[int]:
-        """Return the start addresses of the mappings the folios are of."""
-        return {piece.part.mapping.start for piece in self._pieces}
+    def blocks(self) -> set[BlockKey]:
+        """Return the blocks the folios are of."""
+        return {piece.block for piece in self._pieces}
 
     def chunks(self, most: Callable[[], int]) -> Iterator[slice]:
         """Yield the folios in chunks of at most `most()` bytes, asked anew for each, and of one folio at least."""
@@ -60,12 +79,19 @@ class Work:
 
 
 def gather(pieces: Iterable[Piece]) -> Iterator[Work]:
-    """Yield pieces as work, small ones together."""
+    """Yield pieces as work, small ones with the same target and size of page together."""
     waiting: list[Piece] = []
     for piece in pieces:
+        if waiting and _sort(piece) != _sort(waiting[0]):
+            yield Work(waiting)
+            waiting = []
         waiting.append(piece)
         if sum(each.units.position.size for each in waiting) >= _ENOUGH:
             yield Work(waiting)
             waiting = []
     if waiting:
         yield Work(waiting)
+
+
+def _sort(piece: Piece) -> tuple[int, int]:
+    return piece.target, piece.mapping.page_size

@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is done to the host before memory moves, and undone however the move ends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping as Table
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from .cgroups import Container, NoCgroup, find_container
+from .checks import refusal, weighty
+from .contiguity import Contiguity, make_contiguous
+from .cpuset import CannotRead, Rebind, prepare_rebind
+from .errors import Stopped
+from .facts import Gathered, room
+from .guard import Guard
+from .host import reading_host
+from .kernel import Kernel
+from .ledger import Ledger, Place, Reservation, Shortage
+from .poolgrowth import GrownPools
+from .process import HeldProcess
+from .reasons import ADVICE, Reason
+from .reclaim import Means, push_out, read_offer
+from .survey import HUGE, Survey
+from .targets import Targets
+from .verdict import NO_NUMA_NODE, Allow, Note, Refusal, Request
+
+
+class Refused(Exception):
+    """The move cannot be made after all; nothing was moved."""
+
+    def __init__(self, found: Refusal) -> None:
+        super().__init__(found.evidence)
+        self.found = found
+
+
+@dataclass(kw_only=True)
+class Preparation:
+    """One move's preparations, as a context: what it reserved and raised is given back at its end.
+
+    `notes` grow with what there is to tell; `rebind` is there where the container's cpuset.mems is to be written.
+    """
+
+    process: HeldProcess
+    request: Request
+    gathered: Gathered
+    guard: Guard
+    ledger: Ledger | None
+    container: Container | None = None
+    notes: list[Note] = field(default_factory=list)
+    rebind: Rebind | None = None
+    _landed: bool = False
+    _reservation: Reservation | None = None
+    _pools: GrownPools | None = None
+    _stack: ExitStack = field(default_factory=ExitStack)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give back what was reserved and raised; more than once is once."""
+        self._stack.close()
+        if self._pools is not None:
+            for given in self._pools.given_back:
+                if given.evidence:
+                    self._note(Reason.HUGEPAGE_POOL, given.evidence, given.numa_node)
+            self._pools = None
+
+    def prepare(self) -> None:
+        """Do all that is needed before a thread or a page is touched.
+
+        Raises Refused, Stopped, ProcessEnded, and EngineError where the host cannot be read.
+        """
+        self._find_container()
+        self._reserve()
+        self._rebind()
+        self._grow()
+        self._push_out()
+        self._make_contiguous()
+
+    @property
+    def kernel(self) -> Kernel:
+        """The kernel of the process."""
+        return self.process.kernel
+
+    def room(self, target: int, page_size: int) -> int:
+        """Return the bytes that may be taken on a target now, without those that other runs count on.
+
+        Raises Stopped where the host does not say.
+        """
+        try:
+            there = room(self.kernel, target, page_size, allow=self.request.allow)
+        except OSError as error:
+            raise Stopped(Reason.UNEXPLAINED, f"what NUMA node {target} can take cannot be read: {error}") from error
+        if self._reservation is None:
+            return there
+        return there - self._reservation.others(self._place(target, page_size))
+
+    def landed(self, target: int, page_size: int, count: int) -> None:
+        """Take note of bytes that arrived on a target."""
+        self._landed = self._landed or count > 0
+        if self._reservation is not None:
+            self._reservation.used(count, self._place(target, page_size))
+
+    def left_pools(self, before: Survey, after: Survey) -> None:
+        """Take note of the huge pages that left their pools for the targets', from surveys before and after."""
+        if self._pools is None:
+            return
+        for target, size in self.gathered.pools:
+            then, now = (_pool_pages(each, self.gathered.facts.targets, target, size) for each in (before, after))
+            gone = {
+                source: count - now.get(source, 0)
+                for source, count in then.items()
+                if source != target and count > now.get(source, 0)
+            }
+            self._pools.left(numa_node=target, page_size=size, by_source=gone)
+
+    def _place(self, target: int, page_size: int) -> Place:
+        return Place(target, 0 if page_size == self.kernel.page_size else page_size)
+
+    def _find_container(self) -> None:
+        try:
+            self.container = find_container(self.process.pid, self.kernel)
+        except NoCgroup as missing:
+            if Allow.REBIND_CPUSET in self.request.allow:
+                self._no_rebind(str(missing), missing.remedy)
+
+    def _reserve(self) -> None:
+        """Reserve what the move is going to take, so that no other run counts on it too."""
+        if self.ledger is None:
+            return
+        wanted = {self._place(*key): count for key, count in self.gathered.facts.needed.items()}
+        for key, plan in self.gathered.pools.items():  # what stays behind for want of a page takes none
+            wanted[self._place(*key)] = (plan.need - plan.short) * plan.page_size
+        result = self.ledger.reserve(wanted, self._available)
+        if isinstance(result, Shortage):
+            reason = Reason.HUGEPAGE_POOL if result.place.page_size else Reason.DESTINATION_FULL
+            raise Refused(refusal(reason, str(result)))
+        self._reservation = self._stack.enter_context(result)
+
+    def _available(self, place: Place) -> int:
+        size = place.page_size or self.kernel.page_size
+        with reading_host():
+            there = room(self.kernel, place.numa_node, size)
+            if place.page_size:
+                plan = self.gathered.pools.get((place.numa_node, size))
+                return there + (plan.grow * size if plan else 0)
+            if Allow.RECLAIM in self.request.allow:
+                there += read_offer(place.numa_node, self.kernel).reclaimable
+        return there
+
+    def _rebind(self) -> None:
+        """Let the container's memory be on the targets, where that is allowed and it may not be there yet."""
+        if Allow.REBIND_CPUSET not in self.request.allow or self.container is None:
+            return
+        targets = frozenset(self.gathered.facts.targets.numa_nodes)
+        if len(targets) > 1 and self.gathered.bindings:
+            # The kernel rebinds by position: n-th NUMA node of the old set to n-th of the new.
+            bound = ", ".join(sorted(self.gathered.bindings))
+            self._no_rebind(
+                f"memory is bound ({bound}) and there is more than one target: the kernel would mix the bindings up",
+                "Place the whole VM on one NUMA node, or do without RebindCpuset.",
+            )
+            return
+        try:
+            rebind = prepare_rebind(self.process.pid, self.container, self.kernel, targets=targets)
+        except CannotRead as error:
+            self._no_rebind(str(error), error.remedy)
+            return
+        if rebind.plan.refused:
+            self._no_rebind(rebind.plan.refused, rebind.plan.remedy)
+            return
+        widened = rebind.widen()
+        if not widened.done:
+            self._no_rebind(widened.evidence, widened.remedy)
+            return
+        self.rebind = rebind
+        self._stack.callback(self._put_back)
+
+    def _put_back(self) -> None:
+        """Take the cpuset's widening back where the run ended before it decided about that and nothing has moved.
+
+        Once something has, the kernel would move it back, in one go.
+        """
+        if self.rebind is None:
+            return
+        if self._landed:
+            seen = f"cpuset.mems of {self.rebind.container.directory.name} stays widened: memory has moved already"
+            self.notes.append(Note(reason=Reason.VM_CPUSET, evidence=seen, remedy=ADVICE[Reason.VM_CPUSET].remedy))
+            return
+        outcome = self.rebind.put_back()
+        self.rebind = None
+        if not outcome.done:
+            self.notes.append(Note(reason=Reason.VM_CPUSET, evidence=outcome.evidence, remedy=outcome.remedy))
+
+    def _no_rebind(self, evidence: str, remedy: str) -> None:
+        """Tell that the cpuset is not written; where the move needs that, refuse it."""
+        allowed = [thread.mems_allowed for thread in self.gathered.process.threads]
+        if not all(set(self.gathered.facts.targets.numa_nodes) <= mems for mems in allowed):
+            raise Refused(Refusal(reason=Reason.VM_CPUSET, evidence=evidence, remedy=remedy))
+        self.notes.append(Note(reason=Reason.VM_CPUSET, evidence=evidence, remedy=remedy))
+
+    def _grow(self) -> None:
+        """Raise the pools that have to grow."""
+        plans = [plan for plan in self.gathered.pools.values() if plan.grow]
+        if not plans:
+            return
+        self._pools = self._stack.enter_context(GrownPools(self.kernel))
+        for plan in plans:
+            base = self.gathered.facts.needed.get((plan.numa_node, self.kernel.page_size), 0)
+            growth = self._pools.grow(plan, others=base)
+            if growth.pages < plan.grow and weighty(plan, self.gathered.facts.total):
+                raise Refused(refusal(Reason.HUGEPAGE_POOL, growth.evidence or plan.evidence))
+            if growth.evidence:
+                self._note(Reason.HUGEPAGE_POOL, growth.evidence, plan.numa_node)
+
+    def _push_out(self) -> None:
+        """Push page cache out of targets where that is allowed, needed, and done on request."""
+        for target, admission in self.gathered.facts.admissions.items():
+            with reading_host():
+                if not admission.push_out or read_offer(target, self.kernel).means is not Means.ON_REQUEST:
+                    continue
+                done = push_out(admission.push_out, numa_node=target, kernel=self.kernel, check=self.guard.check)
+            if done.gained < admission.push_out:
+                raise Refused(
+                    refusal(Reason.DESTINATION_FULL, f"{admission.evidence}; that gave less than it promised")
+                )
+
+    def _make_contiguous(self) -> None:
+        """Have whole huge pages ready on the targets, as far as compaction can make them."""
+        huge = self.kernel.huge_page_size()
+        for target, need in huge_bytes(self.gathered.before, self.gathered.facts.targets).items():
+            others = self.gathered.facts.needed.get((target, self.kernel.page_size), 0) - need
+            try:
+                found = make_contiguous(
+                    need, numa_node=target, kernel=self.kernel, huge_page_size=huge, others=max(0, others)
+                )
+            except OSError:
+                continue
+            if not found.enough:
+                self._note_short(found, target)
+
+    def _note_short(self, found: Contiguity, target: int) -> None:
+        self._note(Reason.HUGE_PAGES_SPLIT, f"{found.evidence}; the others are split for the move", target)
+
+    def _note(self, reason: Reason, evidence: str, numa_node: int) -> None:
+        self.notes.append(Note(reason=reason, numa_node=numa_node, evidence=evidence, remedy=ADVICE[reason].remedy))
+
+
+def huge_bytes(survey: Survey, targets: Targets) -> Table[int, int]:
+    """Return by target the bytes in transparent huge pages that are off it."""
+    found: dict[int, int] = {}
+    for part in survey.pages:
+        target = targets.of(part.mapping)
+        if target is not None:
+            mask = (part.numa_node != target) & ((part.flags & HUGE) != 0)
+            if count := int(np.count_nonzero(mask)) * part.mapping.page_size:
+                found[target] = found.get(target, 0) + count
+    return found
+
+
+def _pool_pages(survey: Survey, targets: Targets, target: int, page_size: int) -> dict[int, int]:
+    """Return by NUMA node the pages of pools, of one size, that belong on a target."""
+    found: dict[int, int] = {}
+    for part in survey.pages.where(lambda mapping: mapping.page_size == page_size and targets.of(mapping) == target):
+        there = part.numa_node[part.numa_node != NO_NUMA_NODE]
+        for numa_node, count in enumerate(np.bincount(there)):
+            if count:
+                found[numa_node] = found.get(numa_node, 0) + int(count)
+    return found

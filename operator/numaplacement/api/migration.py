@@ -12,6 +12,7 @@ import pydantic
 from .conditions import Conditions
 from .placement import (
     CELL_LIST,
+    NUMA_NODE_LIMIT,
     ONE_TARGET,
     SET_LIST,
     Allowance,
@@ -48,6 +49,22 @@ class OrderTarget(Model):
     """NUMA node for all of the VM's memory. Exactly one of numaNode and cells is given."""
     cells: Annotated[tuple[CellTarget, ...] | None, pydantic.Field(json_schema_extra=CELL_LIST)] = None
     """NUMA node for each guest NUMA cell. Exactly one of numaNode and cells is given."""
+
+    @property
+    def numa_nodes(self) -> tuple[int, ...]:
+        """All NUMA nodes memory is to go to, ascending."""
+        if self.numa_node is not None:
+            return (self.numa_node,)
+        return tuple(sorted({each.numa_node for each in self.cells or ()}))
+
+    @property
+    def words(self) -> str:
+        """The target as messages name it: ``NUMA node 2``, or ``NUMA node 2 (cell 0) and 3 (cell 1)``."""
+        if self.numa_node is not None:
+            return f"NUMA node {self.numa_node}"
+        cells = sorted(self.cells or (), key=lambda each: each.cell)
+        parts = [f"{each.numa_node} (cell {each.cell})" for each in cells]
+        return "NUMA node " + " and ".join(filter(None, (", ".join(parts[:-1]), *parts[-1:])))
 
 
 class NumaMigrationSpec(Model):
@@ -122,21 +139,32 @@ class PageClass(enum.StrEnum):
     """Page cache of files, such as QEMU's own program text."""
     HUGETLB = "Hugetlb"
     """Pages of a huge-page pool."""
+    SWAPPED = "Swapped"
+    """Swapped out: on no NUMA node, -1."""
+
+
+NO_NUMA_NODE = -1
+"""Where memory is that is swapped out, and what a note is about that concerns the whole host."""
+
+ObservedNumaNode = Annotated[
+    int, pydantic.Field(ge=NO_NUMA_NODE, le=NUMA_NODE_LIMIT, json_schema_extra={"format": "int32"})
+]
+"""Number of a NUMA node on a host, or NO_NUMA_NODE."""
 
 
 class ClassBytes(ObservedModel):
     """Memory of one kind on one NUMA node."""
 
-    numa_node: NumaNode
-    """NUMA node of the host."""
+    numa_node: ObservedNumaNode
+    """NUMA node of the host; -1 for memory that is swapped out and on none."""
     page_class: PageClass
-    """Anon, AnonHuge, Shmem, File or Hugetlb."""
+    """Anon, AnonHuge, Shmem, File, Hugetlb or Swapped."""
     bytes: Bytes
     """Bytes of that kind there."""
 
 
-UNCOUNTED = frozenset({"shared-file", "unmigratable-mapping"})
-"""Reasons of residue rows that are no fault: memory that is not the VM's own, which `asked` does not contain."""
+UNCOUNTED = frozenset({"no-cell", "shared-file", "unmigratable-mapping"})
+"""Reasons of residue rows that are no fault: memory nothing was asked of, which `asked` does not contain."""
 
 UNTRIED = "not-attempted"
 """Reason of a residue row for memory that was left alone because of what the other rows say."""
@@ -149,15 +177,30 @@ class Residue(ObservedModel):
     """Memory that is not on target, and why. Every byte off target is in exactly one row."""
 
     reason: Annotated[str, pydantic.Field(max_length=64)]
-    """Why it stayed."""
-    numa_node: NumaNode
-    """NUMA node where it is."""
+    """Why it stayed; docs/reasons.md of the project has a section for each reason."""
+    numa_node: ObservedNumaNode
+    """NUMA node where it is; -1 for memory that is swapped out and on none."""
     bytes: Bytes
     """Bytes that stayed there for this reason."""
     permanent: bool
     """True: trying again cannot help as long as the cause stands."""
     evidence: Annotated[str, pydantic.Field(max_length=1024)]
     """What the agent saw that proves or suggests the reason."""
+    remedy: Annotated[str, pydantic.Field(max_length=1024)]
+    """What a person can do about it."""
+
+
+class Note(ObservedModel):
+    """Something to know that is no residue, such as huge pages that were split."""
+
+    reason: Annotated[str, pydantic.Field(max_length=64)]
+    """What it is about, in the words of residue."""
+    numa_node: ObservedNumaNode
+    """NUMA node it is about; -1 for the whole host."""
+    bytes: Bytes
+    """Bytes it is about; 0 where none are meant."""
+    evidence: Annotated[str, pydantic.Field(max_length=1024)]
+    """What the agent saw."""
     remedy: Annotated[str, pydantic.Field(max_length=1024)]
     """What a person can do about it."""
 
@@ -227,7 +270,8 @@ class NumaMigrationStatus(ObservedModel):
     after: Annotated[tuple[ClassBytes, ...], pydantic.Field(json_schema_extra=_ATOMIC_ROWS)] = ()
     """The VM's memory by NUMA node and kind, read back from the kernel after the last page moved."""
     asked: Bytes = 0
-    """Bytes asked to be on target: all of after, but for page cache that other processes map too."""
+    """Bytes asked to be on target: all of after, but for what stands in residue as no-cell, shared-file or
+    unmigratable-mapping."""
     on_target: Bytes = 0
     """Bytes of these that are there."""
     moved: Bytes = 0
@@ -240,6 +284,12 @@ class NumaMigrationStatus(ObservedModel):
     """Bytes that were in transparent huge pages before and are in base pages after."""
     residue: Annotated[tuple[Residue, ...], pydantic.Field(json_schema_extra=_ATOMIC_ROWS)] = ()
     """Every byte that is not on target, by reason and NUMA node, the most first."""
+    notes: Annotated[
+        tuple[Note, ...], pydantic.Field(json_schema_extra={"x-kubernetes-list-type": "atomic", "maxItems": 256})
+    ] = ()
+    """What else is to be known: huge pages that were split, what may bring memory back."""
+    stayed: bool | None = None
+    """Whether the memory was still on target after two scans of AutoNUMA; absent where nobody has looked."""
     threads: ThreadReport | None = None
     """What became of the VM's threads."""
     calls: Calls | None = None

@@ -7,6 +7,9 @@ import contextlib
 import datetime
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
 
 from numaplacement.agent.agent import Agent
 from numaplacement.agent.orders import read_order
@@ -70,16 +73,18 @@ class Unasked:
 
 
 @contextlib.asynccontextmanager
-async def agent_of(client, host, moves):
+async def agent_of(client, host, moves, look=lambda _order, _watcher, verdict: verdict):
     """Run an agent of `host`; it has stopped in order afterwards."""
     stop = asyncio.Event()
-    with ThreadPoolExecutor(max_workers=1) as engine:
+    with ThreadPoolExecutor(max_workers=1) as engine, ThreadPoolExecutor(max_workers=1) as looks:
         agent = Agent(
             settings=Settings(node_name=host, progress_interval=INTERVAL),
             client=client,
             reporter=Unasked(),
             carry_out=moves,
             engine=engine,
+            look=look,
+            looks=looks,
             stop=stop,
         )
         running = asyncio.create_task(agent.run())
@@ -100,6 +105,30 @@ def play(control_plane, story):
             await story(client, new_host(), Moves())
 
     asyncio.run(with_client())
+
+
+@pytest.mark.parametrize("stayed", [True, False])
+def test_whether_the_memory_stays_is_told_after_the_verdict(control_plane, namespace, stayed):
+    async def story(client, host, moves):
+        await client.create(MIGRATIONS, order(namespace, "one", host=host))
+        seen = []
+
+        def look(order_seen, _watcher, verdict):
+            seen.append(order_seen.name)
+            return replace(verdict, stayed=stayed)
+
+        async with agent_of(client, host, moves, look):
+            await until(lambda: moves.begun == ["one"], what="taken up")
+            moves.end("one")
+
+            async def told():
+                return "stayed" in await status_of(client, namespace, "one")
+
+            await until(told, what="told whether it stayed")
+            status = await status_of(client, namespace, "one")
+            assert (status["stayed"], status["result"], seen) == (stayed, "Placed", ["one"])
+
+    play(control_plane, story)
 
 
 def test_progress_and_then_the_verdict(control_plane, namespace):

@@ -23,6 +23,7 @@ from tests.rig.waiting import wait_until
 REPOSITORY = Path(__file__).parent.parent.parent
 ONLINE = Path("/sys/devices/system/node/online").read_text().strip()
 CELLS = {"cells": [{"cell": 0, "numaNode": 0}]}
+FAR_CELLS = {"cells": [{"cell": 0, "numaNode": 0}, {"cell": 1, "numaNode": 9}]}
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +83,9 @@ def test_each_order_ends_in_a_clear_verdict(control_plane, namespace, agents):
         "missing": ({}, "PodNotFound", "belongs to pod 6e7b6e74-c27a-488b-ac18-c6c49d07c506"),
         "dry": ({"dryRun": True}, "PodNotFound", "belongs to pod"),
         "far": ({"target": {"numaNode": 9}}, "NumaNodeNotFound", f"no NUMA node 9; it has {ONLINE}"),
-        "cells": ({"target": CELLS}, "NotSupported", "target.cells"),
-        "allow": ({"allow": ["Reclaim", "PinnedPart"]}, "NotSupported", "allow: Reclaim, PinnedPart"),
+        "cells": ({"target": CELLS}, "PodNotFound", "belongs to pod"),
+        "far-cells": ({"target": FAR_CELLS}, "NumaNodeNotFound", f"no NUMA node 9; it has {ONLINE}"),
+        "allow": ({"allow": ["Reclaim", "PinnedPart"]}, "PodNotFound", "belongs to pod"),
         "slow": ({"limits": {"bandwidth": 0}}, "InvalidOrder", "limits.bandwidth"),
         "all": (
             {

@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.rig.gotools import tool_path
 
@@ -118,3 +119,19 @@ def test_the_chart_can_leave_the_definitions_out():
     assert with_them.count("kind: CustomResourceDefinition") == 3
     assert "kind: CustomResourceDefinition" not in without
     assert with_them.count("helm.sh/resource-policy: keep") == 3
+
+
+def agent_mounts(*words):
+    rendered = helm("template", "numaplacement", str(CHART), "-s", "templates/agent-daemonset.yaml", *words)
+    assert rendered.returncode == 0, rendered.stderr
+    pod = yaml.safe_load(rendered.stdout)["spec"]["template"]["spec"]
+    paths = {volume["name"]: volume["hostPath"]["path"] for volume in pod["volumes"]}
+    mounts = {mount["mountPath"]: paths[mount["name"]] for mount in pod["containers"][0]["volumeMounts"]}
+    assert all(inside == outside for inside, outside in mounts.items())
+    return set(mounts)
+
+
+def test_the_agent_may_write_the_hosts_settings_only_where_asked():
+    settings = {"/sys/devices/system/node", "/sys/fs/cgroup"}
+    assert agent_mounts() == {"/run/numaplacement"}
+    assert agent_mounts("--set", "agent.writeHostSettings=true") == {"/run/numaplacement"} | settings

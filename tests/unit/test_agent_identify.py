@@ -6,8 +6,9 @@ import itertools
 
 import pytest
 
-from numaplacement.agent.identify import ProcessFacts, WantedVm, guest_names, identify, is_qemu, pod_uid, uuids
+from numaplacement.agent.identify import ProcessFacts, WantedVm, identify, pod_uid
 from numaplacement.agent.support import Refusal
+from numaplacement.engine.qemu import guest_names, is_qemu, uuids
 
 POD = "6e7b6e74-c27a-488b-ac18-c6c49d07c506"
 OTHER_POD = "e96ac264-6315-4b6b-9ffd-06ba6ed100d3"

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 
-from numaplacement.agent.support import Refusal, engine_request
+from numaplacement.agent.support import engine_request
 from numaplacement.api.migration import NumaMigrationSpec
 from numaplacement.api.placement import Allowance
-from numaplacement.engine.verdict import Request
+from numaplacement.engine.verdict import Allow, Request
 
 
 def spec(**fields):
@@ -40,18 +40,17 @@ def test_every_wish_reaches_the_engine(name):
 
 
 @pytest.mark.parametrize("word", list(Allowance))
-def test_each_word_of_allow_is_refused(word):
-    refusal = engine_request(spec(allow=[word]))
-    assert isinstance(refusal, Refusal)
-    assert (refusal.reason, refusal.permanent) == ("NotSupported", True)
-    assert word in refusal.seen
+def test_each_word_of_allow_reaches_the_engine(word):
+    assert engine_request(spec(allow=[word])) == Request(target=2, allow=frozenset({Allow(word)}))
 
 
-def test_cells_are_refused():
-    refusal = engine_request(spec(target={"cells": [{"cell": 0, "numaNode": 1}]}))
-    assert (refusal.reason, refusal.permanent) == ("NotSupported", True)
-    assert "target.cells" in refusal.seen
-    assert "numaNode" in refusal.remedy
+def test_all_words_of_allow_at_once():
+    assert engine_request(spec(allow=list(Allowance))).allow == frozenset(Allow)
+
+
+def test_cells_reach_the_engine():
+    cells = [{"cell": 0, "numaNode": 1}, {"cell": 1, "numaNode": 3}]
+    assert engine_request(spec(target={"cells": cells})) == Request(cells={0: 1, 1: 3})
 
 
 @pytest.mark.parametrize(

@@ -9,26 +9,15 @@ import pytest
 from numaplacement.agent.following import Following
 from numaplacement.agent.orders import read_order
 from numaplacement.agent.support import Refusal
-from numaplacement.agent.verdict import (
-    RESULTS,
-    Moment,
-    condition_reason,
-    dominant,
-    failed,
-    judged,
-    message_of,
-    queued,
-    reason_of,
-    refused,
-    residue_reason,
-    sentence,
-    under_way,
-)
+from numaplacement.agent.verdict import Moment, failed, judged, queued, refused, residue_reason, under_way
 from numaplacement.api.conditions import Condition, State, find
-from numaplacement.api.migration import UNCOUNTED, UNTRIED, WOULD_MOVE, PageClass, Result
+from numaplacement.api.migration import NO_NUMA_NODE, UNCOUNTED, UNTRIED, WOULD_MOVE, PageClass, Result
+from numaplacement.api.placement import Allowance
 from numaplacement.api.resources import to_document
 from numaplacement.engine import verdict as engine
 from numaplacement.engine.reasons import NOT_ASKED, Reason
+from numaplacement.reporting.books import RESULTS
+from numaplacement.reporting.wording import condition_reason, dominant, message_of, reason_of, sentence
 
 EARLY = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
 NOW = EARLY + datetime.timedelta(minutes=5)
@@ -40,11 +29,15 @@ STATES = {
 }
 
 
-def order(**status):
+ONE = {"numaNode": 2}
+CELLS = {"cells": [{"cell": 1, "numaNode": 3}, {"cell": 0, "numaNode": 1}]}
+
+
+def order(target=ONE, **status):
     return read_order(
         {
             "metadata": {"namespace": "prod", "name": "db-1", "uid": "u1", "resourceVersion": "7", "generation": 3},
-            "spec": {"nodeName": "n1", "vm": {"name": "db", "uid": "u"}, "podUID": "p", "target": {"numaNode": 2}},
+            "spec": {"nodeName": "n1", "vm": {"name": "db", "uid": "u"}, "podUID": "p", "target": target},
             "status": status,
         }
     )
@@ -137,6 +130,8 @@ def test_constants_of_the_api_are_the_engines_words():
     assert frozenset(map(str, NOT_ASKED)) == UNCOUNTED
     assert (str(Reason.NOT_ATTEMPTED), str(Reason.PLANNED)) == (UNTRIED, WOULD_MOVE)
     assert [str(each) for each in PageClass] == [str(each) for each in engine.PageClass]
+    assert [str(each) for each in Allowance] == [str(each) for each in engine.Allow]
+    assert NO_NUMA_NODE == engine.NO_NUMA_NODE
 
 
 def test_residue_gives_the_reason_and_the_remedy():
@@ -145,7 +140,10 @@ def test_residue_gives_the_reason_and_the_remedy():
         message="3 MiB off target",
         residue=(row(Reason.SHARED_FILE, 90 * MIB, remedy="None."), row(Reason.BUSY, 3 * MIB, remedy="Try again.")),
     )
-    assert (reason_of(found), message_of(found)) == ("Busy", "3 MiB off target. Try again.")
+    assert (reason_of(found), message_of(found)) == (
+        "Busy",
+        "3 MiB off target. Try again. More: docs/reasons.md#busy.",
+    )
 
 
 def test_a_refusal_gives_its_first_reason_whatever_the_residue_says():
@@ -158,7 +156,9 @@ def test_a_refusal_gives_its_first_reason_whatever_the_residue_says():
         ),
         residue=(row(Reason.NOT_ATTEMPTED, 90 * MIB),),
     )
-    assert (reason_of(found), message_of(found)) == ("PinnedByDevice", "Nothing was touched: a device. Unplug it.")
+    assert reason_of(found) == "PinnedByDevice"
+    more = "More: docs/reasons.md#pinned-by-device."
+    assert message_of(found) == f"Nothing was touched: a device. Unplug it. {more}"
 
 
 @pytest.mark.parametrize("outcome", [engine.Outcome.PLACED, engine.Outcome.PLANNED, engine.Outcome.CANCELLED])
@@ -185,6 +185,8 @@ FULL = verdict(
     grown=2 * MIB,
     split=MIB,
     residue=(row(Reason.BUSY, 4096), row(Reason.VM_CPUSET, MIB, numa_node=3)),
+    notes=(engine.Note(reason=Reason.HUGE_PAGES_SPLIT, bytes=MIB, evidence="2 MiB pages", remedy="Wait."),),
+    stayed=False,
     threads=engine.ThreadOutcome(followed=4, left=1, cpus=frozenset({8, 9, 10, 12}), message="one is pinned"),
     calls=engine.CallTimes(count=12, p50=0.0042, p99=0.0191),
     seconds=2.34567,
@@ -230,12 +232,30 @@ def test_all_of_the_verdict_is_in_the_status():
                 "remedy": "Do something.",
             },
         ],
+        "notes": [
+            {"reason": "huge-pages-split", "numaNode": -1, "bytes": MIB, "evidence": "2 MiB pages", "remedy": "Wait."}
+        ],
+        "stayed": False,
         "threads": {"followed": 4, "left": 1, "cpus": "8-10,12", "message": "one is pinned"},
         "calls": {"count": 12, "p50": "4.2ms", "p99": "19.1ms"},
         "rate": 7 * MIB // 2,
         "seconds": 2.346,
         "passes": 2,
     }
+
+
+def test_memory_that_is_swapped_out_is_on_no_numa_node():
+    rows = (engine.ClassBytes(engine.NO_NUMA_NODE, engine.PageClass.SWAPPED, MIB),)
+    found = verdict(
+        engine.Outcome.RESIDUE, before=rows, after=rows, residue=(row(Reason.SWAPPED, MIB, numa_node=NO_NUMA_NODE),)
+    )
+    document = to_document(judged(MOMENT, found))
+    assert document["after"] == [{"numaNode": -1, "pageClass": "Swapped", "bytes": MIB}]
+    assert document["residue"][0]["numaNode"] == -1
+
+
+def test_nobody_has_looked_whether_it_stayed():
+    assert "stayed" not in to_document(judged(MOMENT, verdict(engine.Outcome.PLACED)))
 
 
 def test_no_field_of_a_verdict_is_left_out():
@@ -275,6 +295,16 @@ def test_an_order_that_never_came_to_the_engine():
 def test_a_refusal_for_good_says_so():
     status = refused(MOMENT, dataclasses.replace(REFUSAL, permanent=True, result=Result.VM_GONE))
     assert (status.result, status.residue[0].permanent) == (Result.VM_GONE, True)
+
+
+def test_an_order_for_cells_is_refused_for_no_single_numa_node():
+    status = refused(dataclasses.replace(MOMENT, order=order(target=CELLS)), REFUSAL)
+    assert status.residue[0].numa_node == NO_NUMA_NODE
+
+
+def test_an_order_for_cells_under_way_names_them():
+    status = under_way(dataclasses.replace(MOMENT, order=order(target=CELLS)), Following().progress)
+    assert "to NUMA node 1 (cell 0) and 3 (cell 1)." in ready(status).message
 
 
 def test_an_order_that_cannot_be_read_is_refused_all_the_same():

@@ -6,9 +6,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime
+import functools
 import logging
 from collections.abc import Callable
 from concurrent.futures import Executor
+from dataclasses import dataclass
 
 from numaplacement.api.conditions import find
 from numaplacement.api.migration import NumaMigrationStatus
@@ -24,6 +26,7 @@ from .orders import Order, Queue, read_order
 from .reporter import Reporter
 from .settings import Settings
 from .status_writer import StatusRejected, StatusWriter
+from .stays import Look, Stays
 from .support import Refusal
 from .verdict import QUEUED, Moment, failed, judged, queued, refused, under_way
 
@@ -47,6 +50,8 @@ class Agent:
         reporter: Reporter,
         carry_out: CarryOut,
         engine: Executor,
+        look: Look,
+        looks: Executor,
         stop: asyncio.Event,
     ) -> None:
         self._settings = settings
@@ -56,6 +61,7 @@ class Agent:
         self._engine = engine
         self._stop = stop
         self._writer = StatusWriter(client, stop=stop)
+        self._stays = Stays(look=look, threads=looks, writer=self._writer)
         self._queue = Queue()
         self._work_there = asyncio.Event()
         self._queue_grew = asyncio.Event()
@@ -77,6 +83,7 @@ class Agent:
             for task in (worker, stopping, *others):
                 task.cancel()
             results = await asyncio.gather(worker, stopping, *others, return_exceptions=True)
+            await self._stays.close()
         for result in results:
             if isinstance(result, Exception):
                 raise result
@@ -101,6 +108,7 @@ class Agent:
         self._queue_grew.set()
 
     def _cancel(self, uid: str) -> None:
+        self._stays.end(uid)
         if self._running is not None and self._running[0] == uid:
             self._running[1].cancel()
 
@@ -142,18 +150,19 @@ class Agent:
                 return
             self._queue.seen(taken)
             say.info("taken up")
-            status = await self._judge(taken, started, following)
-            if status is None:
+            found = await self._judge(taken, started, following)
+            if found is None:
                 say.info("left open: the agent is to stop")
-            else:
-                await self._settle(self._queue.get(order.uid) or taken, status)
+                return
+            written = await self._settle(self._queue.get(order.uid) or taken, found.status)
+            if written is not None and found.verdict is not None:
+                moment = _moment(written, started)
+                self._stays.begin(written, found.verdict, functools.partial(judged, moment))
         except StatusRejected as error:
             say.error("the API server does not take its status: %s", error)
             self._queue.done(order.uid)
 
-    async def _judge(
-        self, order: Order, started: datetime.datetime, following: Following
-    ) -> NumaMigrationStatus | None:
+    async def _judge(self, order: Order, started: datetime.datetime, following: Following) -> _Found | None:
         """Carry the order out and return its verdict; None when it is to stay open."""
         say = of_order(log, namespace=order.namespace, name=order.name)
         # A progress write that is under way when it is cancelled cannot undo the verdict: see StatusWriter.offer.
@@ -163,26 +172,26 @@ class Agent:
             return self._verdict(_moment(order, started), result)
         except (EngineError, OSError) as error:
             say.error("failed: %s", error)
-            return failed(_moment(order, started), reason="EngineFault", message=str(error))
+            return _Found(status=failed(_moment(order, started), reason="EngineFault", message=str(error)))
         except Exception as error:  # noqa: BLE001 - an order without a verdict would be carried out for ever
             say.exception("failed by a fault of the agent's own")
             message = f"The agent met a fault of its own ({type(error).__name__}: {error}); its log has more."
-            return failed(_moment(order, started), reason="AgentFault", message=message)
+            return _Found(status=failed(_moment(order, started), reason="AgentFault", message=message))
         finally:
             telling.cancel()
 
-    def _verdict(self, moment: Moment, result: Verdict | Refusal) -> NumaMigrationStatus | None:
+    def _verdict(self, moment: Moment, result: Verdict | Refusal) -> _Found | None:
         order = moment.order
         say = of_order(log, namespace=order.namespace, name=order.name)
         if isinstance(result, Refusal):
             say.info("%s: %s %s", result.reason, result.seen, result.remedy)
-            return refused(moment, result)
+            return _Found(status=refused(moment, result))
         if result.outcome is Outcome.CANCELLED and self._stop.is_set():
             return None
         say.info("%s: %s", result.outcome, result.message)
         if order.spec is not None:
             self._reporter.look_now(pod_uid=order.spec.pod_uid)
-        return judged(moment, result)
+        return _Found(status=judged(moment, result), verdict=result)
 
     async def _tell_progress(self, order: Order, started: datetime.datetime, following: Following) -> None:
         """Write progress while it changes."""
@@ -196,8 +205,8 @@ class Agent:
                 if written is not None:
                     self._queue.seen(written)
 
-    async def _settle(self, order: Order, status: NumaMigrationStatus) -> None:
-        """Write the verdict; the order leaves the queue."""
+    async def _settle(self, order: Order, status: NumaMigrationStatus) -> Order | None:
+        """Write the verdict; the order leaves the queue. Return it as it was written, None when it was not."""
         say = of_order(log, namespace=order.namespace, name=order.name)
         try:
             written = await self._writer.write(order, status)
@@ -210,6 +219,15 @@ class Agent:
             self._queue.gone(order.uid)
         else:
             self._queue.done(order.uid)
+        return written
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """What came of an order, and the engine's verdict where it came to one."""
+
+    status: NumaMigrationStatus
+    verdict: Verdict | None = None
 
 
 def _moment(order: Order, started: datetime.datetime) -> Moment:

@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from numaplacement.api.migration import NumaMigrationSpec, Result
 from numaplacement.engine.host import HostFacts, read_host
 from numaplacement.engine.kernel import Kernel
+from numaplacement.engine.ledger import Ledger
 from numaplacement.engine.listformat import format_list
 from numaplacement.engine.run import run
+from numaplacement.engine.staying import with_stay
 from numaplacement.engine.verdict import Verdict, Watcher
 
 from .identify import ProcessFacts, WantedVm, identify
@@ -16,8 +20,10 @@ from .processes import held, processes_in_pods
 from .support import Refusal, engine_request, invalid
 
 
-def carry_out(order: Order, watcher: Watcher, *, kernel: Kernel) -> Verdict | Refusal:
+def carry_out(order: Order, watcher: Watcher, *, kernel: Kernel, ledger: Ledger) -> Verdict | Refusal:
     """Do what `order` says, and return what came of it or why nothing was done.
+
+    `ledger` is where moves of this host, also those of others than the agent, say what they are going to take.
 
     :raises EngineError: the engine cannot look at the process.
     :raises OSError: /proc cannot be read.
@@ -27,7 +33,7 @@ def carry_out(order: Order, watcher: Watcher, *, kernel: Kernel) -> Verdict | Re
     request = engine_request(order.spec)
     if isinstance(request, Refusal):
         return request
-    missing = missing_numa_node(read_host(kernel), request.target)
+    missing = missing_numa_node(read_host(kernel), order.spec.target.numa_nodes)
     if missing is not None:
         return missing
     wanted = wanted_vm(order, order.spec)
@@ -37,7 +43,27 @@ def carry_out(order: Order, watcher: Watcher, *, kernel: Kernel) -> Verdict | Re
     with held(process, kernel) as pidfd:
         if pidfd is None:
             return _ended(process, wanted)
-        return run(pid=process.pid, request=request, kernel=kernel, watcher=watcher, pidfd=pidfd)
+        return run(pid=process.pid, request=request, kernel=kernel, watcher=watcher, pidfd=pidfd, ledger=ledger)
+
+
+def look_whether_it_stays(order: Order, watcher: Watcher, verdict: Verdict, *, kernel: Kernel) -> Verdict:
+    """Return the verdict on an order with whether memory stayed; unchanged where that cannot be told any more.
+
+    Takes as long as AutoNUMA needs to go through the VM's memory twice.
+
+    :raises EngineError: the engine cannot look at the process.
+    :raises OSError: /proc cannot be read.
+    """
+    if order.spec is None or isinstance(request := engine_request(order.spec), Refusal):
+        return verdict
+    wanted = wanted_vm(order, order.spec)
+    process = identify(processes_in_pods(kernel.proc, wanted=lambda uid: uid == wanted.pod_uid.lower()), wanted)
+    if isinstance(process, Refusal):
+        return verdict
+    with held(process, kernel) as pidfd:
+        if pidfd is None:
+            return verdict
+        return with_stay(verdict, pid=process.pid, request=request, kernel=kernel, watcher=watcher, pidfd=pidfd)
 
 
 def wanted_vm(order: Order, spec: NumaMigrationSpec) -> WantedVm:
@@ -47,14 +73,15 @@ def wanted_vm(order: Order, spec: NumaMigrationSpec) -> WantedVm:
     )
 
 
-def missing_numa_node(host: HostFacts, target: int) -> Refusal | None:
-    """Return why memory cannot go to NUMA node `target` when the host has no such one."""
-    if host.numa_node(target) is not None:
+def missing_numa_node(host: HostFacts, targets: Iterable[int]) -> Refusal | None:
+    """Return why memory cannot go to these NUMA nodes when the host lacks one of them."""
+    missing = [target for target in targets if host.numa_node(target) is None]
+    if not missing:
         return None
     there = format_list(node.numa_node for node in host.numa_nodes)
     return Refusal(
         reason="NumaNodeNotFound",
-        seen=f"This host has no NUMA node {target}; it has {there}.",
+        seen=f"This host has no NUMA node {format_list(missing)}; it has {there}.",
         remedy="Choose one of these.",
         permanent=True,
     )

@@ -69,7 +69,7 @@ def _syscalls(facts: HostFacts) -> Check:
         passed=False,
         reason="MovePagesBlocked",
         message=f"The kernel refuses move_pages ({why}). Give the agent's container a seccomp profile that allows it: "
-        "Localhost with the profile that comes with it, or Unconfined.",
+        "Unconfined, or Localhost with a profile of yours.",
         needed=True,
     )
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import os
@@ -14,14 +15,18 @@ from concurrent.futures import ThreadPoolExecutor
 from numaplacement import __version__
 from numaplacement.apiserver.connection import Misconfigured, connect
 from numaplacement.engine.kernel import Kernel
+from numaplacement.engine.ledger import Ledger
 
 from .agent import Agent
-from .carrying_out import carry_out
+from .carrying_out import carry_out, look_whether_it_stays
 from .logs import set_up
 from .reporter import Reporter
 from .settings import SettingError, Settings
 
 log = logging.getLogger(__name__)
+
+_LOOKS = 8
+"""VMs looked at at once, whether their memory stays; most of such a look is waiting."""
 
 
 def serve(settings: Settings) -> None:
@@ -50,13 +55,22 @@ async def _serve(settings: Settings) -> None:
             interval=settings.host_interval,
             clock=time.monotonic,
         )
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine") as engine:
+        ledger = Ledger()
+        if ledger.note:
+            log.warning("%s", ledger.note)
+        with (
+            contextlib.closing(ledger),
+            ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine") as engine,
+            ThreadPoolExecutor(max_workers=_LOOKS, thread_name_prefix="look") as looks,
+        ):
             agent = Agent(
                 settings=settings,
                 client=client,
                 reporter=reporter,
-                carry_out=functools.partial(carry_out, kernel=kernel),
+                carry_out=functools.partial(carry_out, kernel=kernel, ledger=ledger),
                 engine=engine,
+                look=functools.partial(look_whether_it_stays, kernel=kernel),
+                looks=looks,
                 stop=stop,
             )
             log.info("agent %s of host %s at work", __version__, settings.node_name)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From an order to what the engine is asked for; what this version cannot do yet is refused, never ignored."""
+"""From an order to what the engine is asked for; what cannot be meant is refused, never ignored."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from numaplacement.api.migration import NumaMigrationSpec, Result
 from numaplacement.api.placement import Threads
 from numaplacement.api.quantities import parse_duration, parse_quantity
-from numaplacement.engine.verdict import Request
+from numaplacement.engine.verdict import Allow, Request
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,11 +27,6 @@ class Refusal:
 
 def engine_request(spec: NumaMigrationSpec) -> Request | Refusal:
     """Return what the engine is to be asked for, or why it is not."""
-    target = spec.target.numa_node
-    if target is None:
-        return _unsupported("target.cells", "place all of the VM's memory on one NUMA node with numaNode")
-    if spec.allow:
-        return _unsupported(f"allow: {', '.join(spec.allow)}", "take these words out of the placement's allow")
     try:
         tolerance_bytes, tolerance_share = _tolerance(spec.tolerance)
         latency = _more_than_none(
@@ -44,7 +39,9 @@ def engine_request(spec: NumaMigrationSpec) -> Request | Refusal:
     except ValueError as error:
         return invalid(str(error))
     return Request(
-        target=target,
+        target=spec.target.numa_node,
+        cells={each.cell: each.numa_node for each in spec.target.cells or ()},
+        allow=frozenset(Allow(word) for word in spec.allow),
         follow_threads=spec.threads is Threads.FOLLOW,
         dry_run=spec.dry_run,
         call_latency=latency,
@@ -61,15 +58,6 @@ def invalid(problem: str) -> Refusal:
         reason="InvalidOrder",
         seen=f"The order cannot be understood: {problem}.",
         remedy="Correct the placement, or bring operator and agent to the same version.",
-        permanent=True,
-    )
-
-
-def _unsupported(what: str, instead: str) -> Refusal:
-    return Refusal(
-        reason="NotSupported",
-        seen=f"This version of the agent does nothing with {what}.",
-        remedy=f"{instead[0].upper()}{instead[1:]}, or install a version that supports it.",
         permanent=True,
     )
 

@@ -8,9 +8,10 @@ from collections.abc import Callable
 
 from numaplacement.engine.kernel import Kernel
 from numaplacement.engine.mappings import bytes_by_numa_node, parse_numa_maps
+from numaplacement.engine.qemu import guest_names, is_qemu
 
 from .host import VmMemory
-from .identify import ProcessFacts, guest_names, is_qemu, pod_uid
+from .identify import ProcessFacts, pod_uid
 from .processes import processes_in_pods, start_time
 
 SHARE = 0.01

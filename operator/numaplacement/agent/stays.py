@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Looks whether the memory of placed VMs stays, while the next orders are carried out, and tells it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import Executor
+
+from numaplacement.api.migration import NumaMigrationStatus
+from numaplacement.engine.errors import EngineError
+from numaplacement.engine.verdict import Outcome, Verdict, Watcher
+
+from .following import Following
+from .logs import of_order
+from .orders import Order
+from .status_writer import StatusWriter
+
+log = logging.getLogger(__name__)
+
+Look = Callable[[Order, Watcher, Verdict], Verdict]
+"""Says whether memory stayed, in a thread of its own; see carrying_out.py."""
+Status = Callable[[Verdict], NumaMigrationStatus]
+"""Makes a status of a verdict."""
+
+
+class Stays:
+    """The looks under way, by the UID of their orders. What they find is told once; losing it loses nothing else."""
+
+    def __init__(self, *, look: Look, threads: Executor, writer: StatusWriter) -> None:
+        self._look = look
+        self._threads = threads
+        self._writer = writer
+        self._under_way: dict[str, tuple[asyncio.Task[None], Following]] = {}
+
+    def begin(self, order: Order, verdict: Verdict, status: Status) -> None:
+        """Look whether what an order placed stays; `order` as it was last written."""
+        if verdict.outcome is Outcome.PLACED:
+            following = Following()
+            task = asyncio.create_task(self._tell(order, verdict, status, following))
+            self._under_way[order.uid] = (task, following)
+            task.add_done_callback(lambda _: self._under_way.pop(order.uid, None) and None)
+
+    def end(self, uid: str) -> None:
+        """End the look at an order's VM: the order is gone."""
+        if uid in self._under_way:
+            self._under_way[uid][1].cancel()
+
+    async def close(self) -> None:
+        """End all looks."""
+        tasks = [task for task, _ in self._under_way.values()]
+        for uid in tuple(self._under_way):
+            self.end(uid)
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _tell(self, order: Order, verdict: Verdict, status: Status, following: Following) -> None:
+        say = of_order(log, namespace=order.namespace, name=order.name)
+        try:
+            loop = asyncio.get_running_loop()
+            found = await loop.run_in_executor(self._threads, self._look, order, following, verdict)
+        except (EngineError, OSError) as error:
+            say.warning("whether the memory stays was not seen: %s", error)
+            return
+        if found.stayed is not None:
+            say.info("the memory %s", "stayed" if found.stayed else "did not stay")
+            await self._writer.offer(order, status(found))

@@ -159,11 +159,15 @@ TABLE: dict[str, tuple[Situation, tuple[str, str], list[int], int, str]] = {
     "mode Keep": (scene(placement(mode="Keep"), VM), ("Stalled", "NotSupported"), [], 0, "Failed"),
     "mode Keep, and no such VM": (scene(placement(mode="Keep")), ("Stalled", "NotSupported"), [], 0, "Failed"),
     "cells": (
-        scene(placement(cells=[{"cell": 0, "numaNode": 1}]), VM), ("Stalled", "NotSupported"), [], 0, "Failed",
+        scene(placement(cells=[{"cell": 0, "numaNode": 1}]), VM), ("Reconciling", "Ordered"), [1], 0, "InProgress",
     ),
-    "allow": (scene(placement(allow=["Reclaim"]), VM), ("Stalled", "NotSupported"), [], 0, "Failed"),
+    "cells, one of them where the host has no NUMA node": (
+        scene(placement(cells=[{"cell": 0, "numaNode": 1}, {"cell": 1, "numaNode": 9}]), VM),
+        ("Stalled", "NumaNodeNotFound"), [], 0, "Failed",
+    ),
+    "allow": (scene(placement(allow=["Reclaim"]), VM), ("Reconciling", "Ordered"), [1], 0, "InProgress"),
     "changed to something not supported while it is moved": (
-        scene(placement(allow=["Reclaim"], generation=2), VM, orders=(seen(order(**taken_up())),)),
+        scene(placement(mode="Keep", generation=2), VM, orders=(seen(order(**taken_up())),)),
         ("Stalled", "NotSupported"), [], 1, "Failed",
     ),
     "an older placement wants it elsewhere": (

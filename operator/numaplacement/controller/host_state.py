@@ -22,8 +22,8 @@ class Obstacle:
     message: str
 
 
-def obstacle(host: NumaHost | Unreadable | None, *, name: str, numa_node: int | None) -> Obstacle | None:
-    """Return why no order can go to host `name` for `numa_node` (None: any), or None when one can."""
+def obstacle(host: NumaHost | Unreadable | None, *, name: str, numa_nodes: Iterable[int] = ()) -> Obstacle | None:
+    """Return why no order can go to host `name` for these NUMA nodes (none: any), or None when one can."""
     if host is None:
         return Obstacle(
             State.WORKING,
@@ -43,12 +43,14 @@ def obstacle(host: NumaHost | Unreadable | None, *, name: str, numa_node: int | 
         return Obstacle(
             State.WORKING, Reason.AGENT_NOT_READY, f"The agent of host {name} has not reported its NUMA nodes yet."
         )
-    if numa_node is not None and numa_node not in numbers:
+    missing = ranges(set(numa_nodes) - set(numbers))
+    if missing:
         plural = "s" if len(numbers) > 1 else ""
         return Obstacle(
             State.STALLED,
             Reason.NUMA_NODE_NOT_FOUND,
-            f"Host {name} has NUMA node{plural} {ranges(numbers)}, and no {numa_node}. Change spec.numaNode.",
+            f"Host {name} has NUMA node{plural} {ranges(numbers)}, and no {missing}."
+            " Change spec.numaNode or spec.cells.",
         )
     return None
 

@@ -90,7 +90,7 @@ def _of_running_vm(
         node_name=running.host,
     )
     past = newest_of_instance(situation.orders, vmi_uid=vmi.metadata.uid, pod_uid=running.pod_uid)
-    target = OrderTarget(numa_node=placement.spec.numa_node, cells=placement.spec.cells)
+    target = _target(placement)
     row = with_facts(row, past, target=target)
     strange = unreadable_order(situation, vmi_uid=vmi.metadata.uid)
     if strange is not None:
@@ -127,7 +127,7 @@ class _Case:
     def order(self, *, attempt: int) -> Outcome:
         """Give an order, if its host can take one."""
         host = self.running.host
-        hindrance = obstacle(self.situation.hosts.get(host), name=host, numa_node=self.placement.spec.numa_node)
+        hindrance = obstacle(self.situation.hosts.get(host), name=host, numa_nodes=_target(self.placement).numa_nodes)
         if hindrance is not None:
             state = VmState.REFUSED if hindrance.state is State.STALLED else VmState.WAITING
             return Outcome(row=said(self.row, state, hindrance.reason, hindrance.message), state=hindrance.state)
@@ -166,12 +166,12 @@ class _Case:
         if left <= 0:
             doing = f"has reported nothing about order {order.metadata.name}"
             return replace(outcome, row=self._not_responding(doing, rules.silence))
-        text = moving(progress, numa_node=self.placement.spec.numa_node)
+        text = moving(progress, target=_target(self.placement))
         return replace(outcome, row=said(self.row, VmState.MOVING, Reason.MOVING, text), requeue_after=left)
 
     def _not_responding(self, doing: str, seconds: float) -> VmStatus:
         host = self.running.host
-        hindrance = obstacle(self.situation.hosts.get(host), name=host, numa_node=None)
+        hindrance = obstacle(self.situation.hosts.get(host), name=host)
         if hindrance is not None:
             return said(self.row, VmState.WAITING, hindrance.reason, f"{hindrance.message} It {doing}.")
         text = (
@@ -214,10 +214,14 @@ _STATE_AFTER = {
 }
 
 
+def _target(placement: NumaPlacement) -> OrderTarget:
+    return OrderTarget(numa_node=placement.spec.numa_node, cells=placement.spec.cells)
+
+
 def _conflict(placement: NumaPlacement, rival: NumaPlacement, *, name: str) -> Outcome:
     message = (
-        f"NumaPlacement {rival.metadata.name} is older and wants VM {name} on NUMA node {rival.spec.numa_node}, not "
-        f"{placement.spec.numa_node}. Change or delete one of the two."
+        f"NumaPlacement {rival.metadata.name} is older and wants VM {name} on {_target(rival).words}, not "
+        f"on {_target(placement).words}. Change or delete one of the two."
     )
     row = VmStatus(name=name, state=VmState.REFUSED, reason=Reason.CONFLICT, message=shortened(message))
     return Outcome(row=row, state=State.STALLED)
@@ -226,32 +230,28 @@ def _conflict(placement: NumaPlacement, rival: NumaPlacement, *, name: str) -> O
 def _fulfilled(row: VmStatus, order: NumaMigration) -> Outcome:
     status = order.status
     if status.result is Result.PLANNED:
-        row = said(row, VmState.PLANNED, Reason.PLANNED, planned(status, numa_node=order.spec.target.numa_node))
+        row = said(row, VmState.PLANNED, Reason.PLANNED, planned(status, target=order.spec.target))
     else:
-        row = said(row, VmState.PLACED, Reason.PLACED, placed(status, numa_node=order.spec.target.numa_node))
+        row = said(row, VmState.PLACED, Reason.PLACED, placed(status, target=order.spec.target))
     return Outcome(row=row, state=State.READY, keep=(order.metadata.uid,))
 
 
-def planned(status: NumaMigrationStatus, *, numa_node: int | None) -> str:
+def planned(status: NumaMigrationStatus, *, target: OrderTarget) -> str:
     """Return what a dry run has found, in a sentence."""
     off = max(0, status.asked - status.on_target)
     would_move = sum(each.bytes for each in status.residue if each.reason == WOULD_MOVE)
-    text = (
-        f"Dry run: {format_bytes(would_move)} of {format_bytes(status.asked)} would be moved to NUMA node {numa_node}"
-    )
+    text = f"Dry run: {format_bytes(would_move)} of {format_bytes(status.asked)} would be moved to {target.words}"
     stay = f", {format_bytes(off - would_move)} would stay behind" if off > would_move else ""
     return f"{text}{stay}. Nothing was touched."
 
 
-def placed(status: NumaMigrationStatus, *, numa_node: int | None) -> str:
+def placed(status: NumaMigrationStatus, *, target: OrderTarget) -> str:
     """Return what was reached, in a sentence."""
     if status.on_target >= status.asked:
         threads = status.threads.message if status.threads is not None else ""
-        return f"All {format_bytes(status.asked)} are on NUMA node {numa_node}." + (
-            f" Threads: {threads}." if threads else ""
-        )
+        return f"All {format_bytes(status.asked)} are on {target.words}." + (f" Threads: {threads}." if threads else "")
     return (
-        f"{format_bytes(status.on_target)} of {format_bytes(status.asked)} are on NUMA node {numa_node}; "
+        f"{format_bytes(status.on_target)} of {format_bytes(status.asked)} are on {target.words}; "
         "the rest is within the tolerance."
     )
 
@@ -293,16 +293,15 @@ def verdict(order: NumaMigration) -> tuple[str, str]:
     return ready.reason, ready.message or f"Order {order.metadata.name} ended: {result}."
 
 
-def moving(progress: Progress | None, *, numa_node: int | None) -> str:
+def moving(progress: Progress | None, *, target: OrderTarget) -> str:
     """Return how far a move is, in a sentence."""
-    target = f"to NUMA node {numa_node}"
     if progress is None or not progress.bytes_total:
         stage = progress.stage if progress is not None else "Survey"
-        return f"Moving {target}: {stage}."
+        return f"Moving to {target.words}: {stage}."
     percent = min(100, progress.bytes_done * 100 // progress.bytes_total)
     done, total = format_bytes(progress.bytes_done), format_bytes(progress.bytes_total)
     rate = f" at {format_bytes(progress.bytes_per_second)}/s" if progress.bytes_per_second else ""
-    return f"Moving {target}: {progress.stage}, {percent}% ({done} of {total}){rate}."
+    return f"Moving to {target.words}: {progress.stage}, {percent}% ({done} of {total}){rate}."
 
 
 def _ended(seen: SeenOrder, now: datetime.datetime) -> datetime.datetime:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from numaplacement.api.conditions import shortened
-from numaplacement.api.migration import ClassBytes, NumaMigrationStatus, OrderTarget
+from numaplacement.api.migration import NO_NUMA_NODE, ClassBytes, NumaMigrationStatus, OrderTarget
 from numaplacement.api.placement import VM_ROWS, NumaNodeBytes, ReasonBytes, Summary, VmState, VmStatus
 from numaplacement.api.quantities import format_bytes, format_percent
 
@@ -65,10 +65,11 @@ def _bytes(status: NumaMigrationStatus) -> dict[str, object]:
 
 
 def by_numa_node(rows: Iterable[ClassBytes]) -> tuple[NumaNodeBytes, ...]:
-    """Return the bytes of all page classes together, by NUMA node."""
+    """Return the bytes of all page classes together, by NUMA node; what is swapped out is on none."""
     totals: Counter[int] = Counter()
     for row in rows:
-        totals[row.numa_node] += row.bytes
+        if row.numa_node != NO_NUMA_NODE:
+            totals[row.numa_node] += row.bytes
     return tuple(NumaNodeBytes(numa_node=node, bytes=totals[node]) for node in sorted(totals))
 
 

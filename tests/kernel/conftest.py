@@ -8,9 +8,21 @@ from pathlib import Path
 
 import pytest
 
+from tests.kernel.causes.record import absent, judge, pytest_configure, pytest_runtest_makereport
 from tests.rig.vm import RunningVm, VmSpec, start_vm
 
+__all__ = ["absent", "judge", "pytest_configure", "pytest_runtest_makereport"]
 NUMA_NODES = 4
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--contents-moves",
+        type=int,
+        default=3,
+        metavar="N",
+        help="how often test_contents.py moves each VM (3)",
+    )
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -17,7 +17,9 @@ MADV_HUGEPAGE, MADV_NOHUGEPAGE = 14, 15
 MAP_HUGETLB = 0x40000
 NR_VMSPLICE = 278
 NR_SET_MEMPOLICY = 238
+NR_MBIND = 237
 MPOL_PREFERRED = 1
+MPOL_BIND = 2
 PR_SET_NAME = 15
 LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -105,6 +107,7 @@ class Commands:
 
     def __init__(self, regions):
         self.regions = regions
+        self.kept = []
         self.writer = None
         self.written_well = False
 
@@ -126,6 +129,34 @@ class Commands:
     def more(self, size, numa_node):
         self.regions.append(Region({"kind": "base", "size": int(size), "nodes": [int(numa_node)]}))
         return "done"
+
+    def bind(self, region, numa_node):
+        """Bind a region to a NUMA node, as QEMU binds guest RAM (mbind(2))."""
+        area, mask = self.regions[int(region)], ctypes.c_ulong(1 << int(numa_node))
+        arguments = ctypes.c_void_p(area.address), ctypes.c_ulong(area.size), MPOL_BIND, ctypes.byref(mask)
+        return LIBC.syscall(NR_MBIND, *arguments, ctypes.c_ulong(64), 0)
+
+    def sparse(self, size, numa_node):
+        """Touch one page in every 2 MiB, so that the kernel needs a page table for each."""
+        area = mmap.mmap(-1, int(size), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        area.madvise(MADV_NOHUGEPAGE)
+        os.sched_setaffinity(0, cpus_of(int(numa_node)))
+        for position in range(0, int(size), THP):
+            area[position] = 1
+        self.kept.append(area)
+        return "done"
+
+    def thread(self, numa_node):
+        """Start a thread that touches the first region's pages for ever, on the CPUs of one NUMA node."""
+
+        def touch():
+            os.sched_setaffinity(0, cpus_of(int(numa_node)))
+            while True:
+                self.regions[0].intact()
+
+        toucher = threading.Thread(target=touch, daemon=True)
+        toucher.start()
+        return toucher.native_id
 
 
 def main():

@@ -69,12 +69,22 @@ def read_line(process: subprocess.Popen[str]) -> str:
 
 @contextlib.contextmanager
 def memory_process(
-    *regions: tuple[str, int, list[int]], prepare: Callable[[], None] | None = None, **spec: Any
+    *regions: tuple[str, int, list[int]],
+    prepare: Callable[[], None] | None = None,
+    child: Path = CHILD,
+    **spec: Any,
 ) -> Iterator[MemoryProcess]:
-    """Start a process with regions of (kind, bytes, NUMA nodes); kinds are base, thp, memfd and hugetlb."""
-    spec["regions"] = [{"kind": kind, "size": size, "nodes": nodes} for kind, size, nodes in regions]
+    """Start a process with regions of (kind, bytes, NUMA nodes); kinds are base, thp, memfd and hugetlb.
+
+    `child` is the program it runs, and `of_regions` more about some of the regions, by their position.
+    """
+    more = spec.pop("of_regions", {})
+    spec["regions"] = [
+        {"kind": kind, "size": size, "nodes": nodes, **more.get(position, {})}
+        for position, (kind, size, nodes) in enumerate(regions)
+    ]
     process = subprocess.Popen(
-        [sys.executable, "-I", "-S", str(CHILD), json.dumps(spec)],
+        [sys.executable, "-I", "-S", str(child), json.dumps(spec)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -9,6 +9,7 @@ import pytest
 
 from numaplacement.engine.reasons import Reason
 from numaplacement.engine.verdict import Outcome
+from tests.kernel.causes.record import Judge
 from tests.kernel.memory_process import (
     MIB,
     MemoryProcess,
@@ -32,11 +33,14 @@ def hog() -> Iterator[MemoryProcess]:
         yield process
 
 
-def test_a_target_too_full_is_left_alone(hog: MemoryProcess) -> None:
+@pytest.mark.cause(Reason.DESTINATION_FULL)
+def test_a_target_too_full_is_left_alone(judge: Judge, hog: MemoryProcess) -> None:
+    """a target that others have filled but for 80 MiB"""
     with memory_process(("thp", 96 * MIB, [1, 2])) as child, untouched(child):
         fill(hog, 0, leave=LEFT)
         verdict = move(child.pid)
         refused(verdict, Reason.DESTINATION_FULL)
+        judge(verdict, least=96 * MIB)
         assert residue(verdict)[Reason.DESTINATION_FULL] >= 96 * MIB
     assert hog.process.poll() is None
 

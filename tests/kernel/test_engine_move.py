@@ -18,6 +18,7 @@ from numaplacement.engine.run import run
 from numaplacement.engine.survey import HIDDEN
 from numaplacement.engine.surveyor import located_bytes, survey
 from numaplacement.engine.verdict import Outcome, PageClass, Progress, Request, Stage, Verdict
+from tests.kernel.causes.record import Judge
 from tests.kernel.memory_process import (
     MIB,
     PAGE,
@@ -155,7 +156,9 @@ def test_memory_shared_with_another_process_moves_too() -> None:
         assert child.ask("intact") == "True"
 
 
-def test_program_text_of_everybody_is_left_alone() -> None:
+@pytest.mark.cause(Reason.SHARED_FILE)
+def test_program_text_of_everybody_is_left_alone(judge: Judge) -> None:
+    """program text that other processes map too"""
     with memory_process(("base", 2 * MIB, [1])) as child:
         child.stop()
         before = cached_files(os.getpid())
@@ -166,6 +169,7 @@ def test_program_text_of_everybody_is_left_alone() -> None:
         row = max((row for row in verdict.residue if row.reason is Reason.SHARED_FILE), key=lambda row: row.bytes)
         assert row.permanent
         assert verdict.outcome is Outcome.PLACED
+        judge(verdict)
         assert verdict.asked == sum(row.bytes for row in verdict.after) - residue(verdict)[Reason.SHARED_FILE]
 
 
@@ -179,23 +183,28 @@ def cached_files(pid: int) -> dict[str, dict[int, int]]:
     }
 
 
-def test_pages_something_refers_to_stay_alone_and_are_named() -> None:
+@pytest.mark.cause(Reason.EXTRA_REFERENCE)
+def test_pages_something_refers_to_stay_alone_and_are_named(judge: Judge) -> None:
+    """5 pages in a pipe, by vmsplice(2)"""
     with memory_process(("base", 8 * MIB, [1, 2]), hold=5) as child:
         verdict = move(child.pid)
         assert verdict.outcome is Outcome.RESIDUE
         assert asked_residue(verdict) == {Reason.EXTRA_REFERENCE: 5 * PAGE}
+        judge(verdict, least=5 * PAGE, most=5 * PAGE)
         assert child.pages(region=0) == {0: 8 * MIB // PAGE - 5, 1: 5}
         row = next(row for row in verdict.residue if row.reason is Reason.EXTRA_REFERENCE)
         assert (row.numa_node, row.permanent) == (1, False)
         assert move(child.pid, tolerance_bytes=5 * PAGE).outcome is Outcome.PLACED
 
 
-def test_a_mapping_held_as_a_whole_is_given_up_soon() -> None:
+def test_where_half_a_mapping_is_held_the_other_half_moves_and_the_held_is_given_up_soon() -> None:
     with memory_process(("base", 16 * MIB, [1]), hold=2048) as child:
         verdict = move(child.pid)
         found = asked_residue(verdict)
-        assert found == {Reason.EXTRA_REFERENCE: 64 * PAGE, Reason.NOT_ATTEMPTED: 16 * MIB - 64 * PAGE}
-        assert verdict.calls.count < 300
+        assert set(found) == {Reason.EXTRA_REFERENCE, Reason.NOT_ATTEMPTED}
+        assert sum(found.values()) == 2048 * PAGE
+        assert 64 <= found[Reason.EXTRA_REFERENCE] // PAGE <= 500
+        assert verdict.calls.count < 1200
 
 
 def test_a_process_that_lives_in_a_huge_page_pool_is_left_whole() -> None:
@@ -207,7 +216,7 @@ def test_a_process_that_lives_in_a_huge_page_pool_is_left_whole() -> None:
             assert by_numa_node(survey(child.pid, Kernel()).rows) == child.pages()
             verdict = move(child.pid)
             assert verdict.outcome is Outcome.REFUSED
-            assert residue(verdict)[Reason.HUGETLB_NOT_YET] == 8 * MIB
+            assert residue(verdict)[Reason.HUGEPAGE_POOL] == 8 * MIB
             assert residue(verdict)[Reason.NOT_ATTEMPTED] >= 4 * MIB
             assert child.pages(region=1) == {2: 4 * MIB // PAGE}
     finally:
@@ -220,7 +229,7 @@ def test_cancelled_between_two_calls() -> None:
         watch.then = lambda: setattr(watch, "cancel", True)
         verdict = move(child.pid, watch, call_latency=0.001)
         assert verdict.outcome is Outcome.CANCELLED
-        assert sum(each.stage is Stage.MOVE for each in watch.seen) == 2
+        assert sum(each.stage is Stage.MOVE for each in watch.seen) in {2, 3}  # the other mover's call was under way
         assert 0 < verdict.moved < 48 * MIB
         assert residue(verdict)[Reason.CANCELLED] + verdict.moved >= 48 * MIB
 

@@ -18,6 +18,7 @@ from numaplacement.engine.host import read_host
 from numaplacement.engine.kernel import Kernel
 from numaplacement.engine.reasons import Reason
 from numaplacement.engine.verdict import Outcome, Verdict
+from tests.kernel.causes.record import Judge
 from tests.kernel.memory_process import (
     MIB,
     PAGE,
@@ -90,17 +91,23 @@ def join(group: Path) -> Callable[[], None]:
     return lambda: (group / "cgroup.procs").write_text(str(os.getpid())) and None
 
 
-def test_a_numa_node_that_does_not_exist() -> None:
+@pytest.mark.cause(Reason.NODE_HAS_NO_MEMORY)
+def test_a_numa_node_that_does_not_exist(judge: Judge) -> None:
+    """a NUMA node this host does not have"""
     with memory_process(("base", MIB, [1])) as child, untouched(child):
         verdict = move(child.pid, target=9)
         refused(verdict, Reason.NODE_HAS_NO_MEMORY)
+        judge(verdict, least=MIB)
         assert [refusal.reason for refusal in verdict.refusals] == [Reason.NODE_HAS_NO_MEMORY]
 
 
-def test_seccomp_forbids_the_call_and_the_bytes_are_still_told() -> None:
+@pytest.mark.cause(Reason.SYSCALL_BLOCKED)
+def test_seccomp_forbids_the_call_and_the_bytes_are_still_told(judge: Judge) -> None:
+    """a seccomp filter on the agent that forbids move_pages(2)"""
     with memory_process(("base", MIB, [1]), ("memfd", MIB, [2])) as child, untouched(child):
         verdict = in_a_fork(forbid_move_pages, lambda: move(child.pid))
         refused(verdict, Reason.SYSCALL_BLOCKED)
+        judge(verdict, least=2 * MIB)
         assert by_numa_node(verdict.before) == child.pages()
 
 
@@ -111,11 +118,14 @@ def test_without_the_right_to_look_there_is_no_verdict() -> None:
         assert "CAP_SYS_PTRACE" in str(result)
 
 
-def test_without_cap_sys_nice_what_is_shared_stays_and_is_named() -> None:
+@pytest.mark.cause(Reason.SHARED_WITHOUT_PRIVILEGE)
+def test_without_cap_sys_nice_what_is_shared_stays_and_is_named(judge: Judge) -> None:
+    """pages shared with a child by fork(2), without CAP_SYS_NICE"""
     with memory_process(("base", 3 * MIB, [1]), ("base", 2 * MIB, [2]), share=True) as child:
         assert child.ask(f"more {MIB} 3") == "done"
         verdict: Any = in_a_fork(lambda: drop(CAP_SYS_NICE), lambda: move(child.pid))
         assert isinstance(verdict, Verdict), verdict
+        judge(verdict, least=5 * MIB)
         assert verdict.outcome is Outcome.RESIDUE
         assert residue(verdict)[Reason.SHARED_WITHOUT_PRIVILEGE] >= 5 * MIB
         assert child.pages(region=0) == {1: 3 * MIB // PAGE}
@@ -131,22 +141,29 @@ def test_without_cap_sys_admin_huge_pages_still_move_whole() -> None:
         assert child.pages(region=0) == {0: 16 * MIB // PAGE}
 
 
-def test_the_cpuset_of_the_vm_keeps_it_off_the_target() -> None:
+@pytest.mark.cause(Reason.VM_CPUSET)
+def test_the_cpuset_of_the_vm_keeps_it_off_the_target(judge: Judge) -> None:
+    """cpuset.mems of the VM's cgroup without the target"""
     with (
         cgroup("vm-cpuset", cpuset_mems="1-3") as group,
         memory_process(("base", MIB, [1]), prepare=join(group)) as child,
         untouched(child),
     ):
-        refused(move(child.pid), Reason.VM_CPUSET)
+        verdict = move(child.pid)
+        refused(verdict, Reason.VM_CPUSET)
+        judge(verdict, least=MIB)
 
 
-def test_the_cpuset_of_the_agent_keeps_it_off_the_target() -> None:
+@pytest.mark.cause(Reason.AGENT_CPUSET)
+def test_the_cpuset_of_the_agent_keeps_it_off_the_target(judge: Judge) -> None:
+    """cpuset.mems of the agent's own cgroup without the target"""
     with (
         cgroup("agent-cpuset", cpuset_mems="2-3") as group,
         memory_process(("base", MIB, [1])) as child,
     ):
         verdict = in_a_fork(join(group), lambda: move(child.pid))
         refused(verdict, Reason.AGENT_CPUSET)
+        judge(verdict, least=MIB)
         assert "2-3" in verdict.refusals[0].evidence
         assert child.pages(region=0) == {1: MIB // PAGE}  # the cpuset itself moves what the copy shares with others
         assert child.affinity() == {0, 1, 2, 3}
@@ -164,11 +181,15 @@ def test_threads_keep_to_their_cpuset() -> None:
         assert child.affinity() == {1, 2}
 
 
-def test_realtime_vcpus_are_refused() -> None:
+@pytest.mark.cause(Reason.REALTIME)
+def test_realtime_vcpus_are_refused(judge: Judge) -> None:
+    """a vCPU thread with policy FIFO"""
     with memory_process(("base", MIB, [1]), name="CPU 0/KVM") as child:
         os.sched_setscheduler(child.pid, os.SCHED_FIFO, os.sched_param(1))
         with untouched(child):
-            refused(move(child.pid), Reason.REALTIME)
+            verdict = move(child.pid)
+            refused(verdict, Reason.REALTIME)
+            judge(verdict, least=MIB)
 
 
 def test_the_host_as_it_is() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from numaplacement.engine.reasons import NOT_ASKED, Reason
 from numaplacement.engine.verdict import Outcome, PageClass
+from tests.kernel.causes.record import Judge
 from tests.kernel.memory_process import MIB, PAGE, wait_for
 from tests.kernel.test_engine_move import SLOW, asked_residue, by_numa_node, move, residue
 from tests.rig.vm import VmSpec, numa_pages, start_vm
@@ -42,17 +43,22 @@ def test_a_running_vm_is_brought_together_without_a_page_going_wrong() -> None:
         vm.stop()
 
 
+@pytest.mark.cause(Reason.PINNED_BY_DEVICE)
 @pytest.mark.usefixtures("autonuma_off")
-def test_a_vm_with_a_device_is_refused_before_a_page_is_touched() -> None:
+def test_a_vm_with_a_device_is_refused_before_a_page_is_touched(judge: Judge) -> None:
+    """a VM under KVM with a PCI device passed through by VFIO"""
     vm = start_vm(VmSpec(namespace="prod", name="gpu", memory=64 * MIB, numa_nodes=(1,), vfio=True))
     try:
         vm.pause()
+        os.kill(vm.pid, signal.SIGSTOP)
+        wait_for(lambda: "State:\tT" in Path(f"/proc/{vm.pid}/status").read_text())
         before, cpus = numa_pages(vm.pid, vm.ram_address), affinities(vm.pid)
         all_before = numa_pages(vm.pid)
         verdict = move(vm.pid)
         assert verdict.calls.count == 0
         assert (numa_pages(vm.pid, vm.ram_address), affinities(vm.pid)) == (before, cpus)
         assert verdict.outcome is Outcome.REFUSED
+        judge(verdict, least=60 * MIB, most=65 * MIB)
         refusal = verdict.refusals[0]
         assert refusal.reason is Reason.PINNED_BY_DEVICE
         assert "/dev/vfio/" in refusal.evidence

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.rig.vm import RunningVm, VmSpec
+from tests.rig.vm import Backing, RunningVm, VmSpec
 from tests.rig.vm_memory import memory_policy, numa_pages, numastat_p
 from tests.rig.waiting import wait_until
 
@@ -62,7 +62,15 @@ def test_the_software_in_a_vm_writes_to_all_its_memory_and_finds_it_as_it_left_i
 
 def test_migratepages_moves_nothing_that_a_passed_through_device_pins_and_calls_it_success(start: Start) -> None:
     vm = start(
-        VmSpec(namespace="prod", name="gpu", memory=64 << 20, numa_nodes=(1,), vfio=True, thp=False, paused=True)
+        VmSpec(
+            namespace="prod",
+            name="gpu",
+            memory=64 << 20,
+            numa_nodes=(1,),
+            vfio=True,
+            backing=Backing.ANON_4K,
+            paused=True,
+        )
     )
     status = Path(f"/proc/{vm.pid}/status").read_text()
     pinned = int(status.partition("VmLck:")[2].split()[0]) // 4

@@ -70,6 +70,14 @@ def newest_kernel(names: Sequence[str]) -> str:
     return max(fit, key=lambda name: (version(name), name))
 
 
+def modules_folder(kernel: Path) -> Path | None:
+    """Where the modules of a kernel are that lies in a folder of its own (tests/rig/kernels.py); None for the
+    machine's.
+    """
+    folder = kernel.resolve().parent.parent / "lib" / "modules"
+    return None if kernel.resolve().parent == Path("/boot") or not folder.is_dir() else folder
+
+
 def qemu_command(
     *,
     kernel: Path,
@@ -81,6 +89,7 @@ def qemu_command(
     qemu_opts: Sequence[str],
 ) -> list[str]:
     """QEMU's whole command line: four NUMA nodes of one CPU and 2 GiB each, an IOMMU, a user network."""
+    modules = modules_folder(kernel)
     command = ["qemu-system-x86_64", "-name", "numa-host", "-display", "none"]
     command += ["-no-user-config", "-nodefaults", "-no-reboot"]
     # Split irqchip and an IOMMU with interrupt remapping are what a device needs to be passed through inside by VFIO.
@@ -107,6 +116,7 @@ def qemu_command(
     words += ["no_timer_check"]
     words += ["intel_iommu=on", *kernel_args]
     words += [f"rig.shared={shared}", f"rig.python={python}", f"rig.agent={RIG / 'guest_exec.py'}"]
+    words += [f"rig.modules={modules}"] if modules else []
     words += [f"init={RIG / 'guest_init.sh'}"]
     return [*command, "-kernel", str(kernel), "-initrd", str(initramfs), "-append", " ".join(words), *qemu_opts]
 

@@ -4,8 +4,8 @@
 # PID 1 of the emulated host, started by virtme-ng's initramfs with the machine's root mounted read-only.
 # It does what an init must do for one rig session and nothing else: udev alone would cost ten seconds under emulation.
 #
-# Kernel command line: rig.shared=DIR (the folder shared with the machine), rig.agent=FILE (guest_exec.py) and
-# rig.python=FILE (the interpreter that runs it).
+# Kernel command line: rig.shared=DIR (the folder shared with the machine), rig.agent=FILE (guest_exec.py),
+# rig.python=FILE (the interpreter that runs it) and, for a kernel that is not the machine's own, rig.modules=DIR.
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 TERM=dumb
 
 say() { echo "rig: $*" >/dev/console; }
@@ -25,8 +25,13 @@ for word in "${words[@]}"; do
         rig.shared=*) shared=${word#*=} ;;
         rig.python=*) python=${word#*=} ;;
         rig.agent=*) agent=${word#*=} ;;
+        rig.modules=*) modules=${word#*=} ;;
     esac
 done
+
+# In either root, this one and the next, the kernel finds its modules where it looks for them.
+show_modules() { [[ -z ${modules-} ]] || mount -n --bind "$modules" /lib/modules; }
+show_modules
 
 # The root: the machine's files below, memory above, so that everything may be written and nothing is kept.
 # cache=loose keeps names and pages; what the machine changes after the guest first read it stays unseen.
@@ -38,6 +43,7 @@ mkdir -p /run/root/run/before
 cd /run/root
 pivot_root . run/before
 cd /
+show_modules
 
 mount -n -t proc -o nosuid,noexec,nodev proc /proc
 mount -n -t sysfs -o nosuid,noexec,nodev sys /sys

@@ -27,6 +27,8 @@ PACKAGES: Mapping[str, str] = {
     "iproute2": "the emulated host's network",
     "numactl": "numastat and migratepages, which check and are compared with what we do",
     KERNEL: "the emulated host's kernel; the one this machine runs is not touched",
+    "gcc": "what the engine is measured against, in C",
+    "libc6-dev": "what the engine is measured against, in C",
     "python3-venv": "the virtual environment",
     "ca-certificates": "downloads of Go modules",
 }

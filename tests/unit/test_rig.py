@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from tests.rig import vm_rom
 from tests.rig.guest import GuestError, newest_kernel, qemu_command
 from tests.rig.guest_exec import FrameDecoder, encode_frame
-from tests.rig.vm import cgroup_path, parse_size
+from tests.rig.vm import parse_size
+from tests.rig.vm_cgroup import cgroup_path
 from tests.rig.vm_memory import VmError, parse_list, parse_numa_maps, parse_numastat
 
 UID = "6e7b6e74-c27a-488b-ac18-c6c49d07c506"
@@ -86,39 +87,54 @@ def test_rom_begins_at_the_reset_vector_and_knows_its_ram() -> None:
     jump, distance = struct.unpack_from("<Bh", rom, 0xFFF0)
     assert (jump, (0xFFF3 + distance) & 0xFFFF) == (0xE9, 0)
     assert rom[0] == 0xFA
-    assert b"\x81\xff" + struct.pack("<I", 512 << 20) + b"\x72" in rom  # cmp edi, end of RAM; jb
+    assert b"\x81\xff" + struct.pack("<I", 512 << 20) + b"\x0f\x82" in rom  # cmp edi, end of RAM; jb
     assert rom != vm_rom.build(ram_size=512 << 20, one_tick_in=1)
 
 
 def test_rom_jumps_land_where_they_are_meant_to() -> None:
     rom = vm_rom.build(ram_size=512 << 20)
-    page = rom.index(b"\x83\xfb\x01")  # cmp ebx, 1
+    place = rom.index(b"\x83\xfb\x01")  # cmp ebx, 1
     write = rom.index(b"\x89\x1f")  # mov [edi], ebx
     wrong = rom.index(b"\xff\x05" + struct.pack("<I", vm_rom.ERRORS_ADDRESS))
+    pause = rom.index(b"\x3b\x05" + struct.pack("<I", vm_rom.PAUSE_ADDRESS))  # cmp eax, [PAUSE]
     rest = rom.index(b"\xf6\x05")
     step = rom.index(b"\x81\xc7")
+    more = rom.index(b"\x81\xff" + struct.pack("<I", 512 << 20))
     one_pass = rom.index(b"\xbf" + struct.pack("<I", vm_rom.FIRST_PAGE))
     targets = {}
     for opcode, after in (
-        (0x74, page),
-        (0x75, page),
-        (0x74, wrong - 2),
-        (0x74, rest),
-        (0xEB, rest),
-        (0x72, step),
-        (0xEB, step),
+        (b"\x74", place),
+        (b"\x75", place),
+        (b"\x74", wrong - 2),
+        (b"\x76\x05", pause),
+        (b"\x74", rest),
+        (b"\xeb", rest),
+        (b"\x75\x05", step),
+        (b"\x0f\x82", more),
+        (b"\xe9", more),
     ):
-        at = rom.index(bytes([opcode]), after)
-        targets[at] = at + 2 + struct.unpack_from("b", rom, at + 1)[0]
-    assert list(targets.values()) == [write, wrong, write, step, rest, page, one_pass]
+        at = rom.index(opcode, after)
+        near = opcode[0] in b"\x0f\xe9"
+        end = at + (len(opcode) + 4 if near else 2)
+        targets[at] = end + struct.unpack_from("<i" if near else "b", rom, end - (4 if near else 1))[0]
+    assert list(targets.values()) == [write, wrong, write, rest, step, rest, more, place, one_pass]
 
 
 @pytest.mark.parametrize(
-    ("ram_size", "ticks"), [(1 << 20, 4), (4 << 30, 4), ((64 << 20) + 1, 4), (64 << 20, 3), (64 << 20, 0)]
+    ("ram_size", "ticks", "stride"),
+    [
+        (1 << 20, 4, 4096),
+        (4 << 30, 4, 4096),
+        ((64 << 20) + 1, 4, 4096),
+        (64 << 20, 3, 4096),
+        (64 << 20, 0, 4096),
+        (64 << 20, 4, 96),
+        (64 << 20, 4, 8192),
+    ],
 )
-def test_rom_refuses_what_it_cannot_do(ram_size: int, ticks: int) -> None:
-    with pytest.raises(ValueError, match=r"RAM of|one tick in"):
-        vm_rom.build(ram_size=ram_size, one_tick_in=ticks)
+def test_rom_refuses_what_it_cannot_do(ram_size: int, ticks: int, stride: int) -> None:
+    with pytest.raises(ValueError, match=r"RAM of|one tick in|stride of"):
+        vm_rom.build(ram_size=ram_size, one_tick_in=ticks, stride=stride)
 
 
 NUMA_MAPS = """\

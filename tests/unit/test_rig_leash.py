@@ -32,7 +32,9 @@ def is_gone(pid: int, seconds: float = 10) -> bool:
     except ProcessLookupError:
         return True
     try:
-        return bool(select.select([handle], [], [], seconds)[0])
+        poll = select.poll()
+        poll.register(handle, select.POLLIN)
+        return bool(poll.poll(seconds * 1000))
     finally:
         os.close(handle)
 

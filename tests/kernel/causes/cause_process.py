@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Processes whose memory does not move, settings of the kernel that a test changes, and moments to act at."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from numaplacement.engine.verdict import Progress, Stage
+from tests.kernel.memory_process import MemoryProcess, memory_process
+from tests.kernel.test_engine_move import Watch
+
+CHILD = Path(__file__).with_name("cause_child.py")
+NUMA_NODES = Path("/sys/devices/system/node")
+
+
+def cause_process(
+    *regions: tuple[str, int, list[int]], prepare: Callable[[], None] | None = None, **spec: object
+) -> contextlib.AbstractContextManager[MemoryProcess]:
+    """Start cause_child.py with regions as memory_process() has them."""
+    return memory_process(*regions, prepare=prepare, child=CHILD, **spec)
+
+
+@contextlib.contextmanager
+def setting(path: str | Path, value: str) -> Iterator[None]:
+    """A file below /proc or /sys that reads otherwise for a while."""
+    file = Path(path)
+    before = file.read_text()
+    file.write_text(value)
+    try:
+        yield
+    finally:
+        file.write_text(before)
+
+
+@dataclass
+class AtVerify(Watch):
+    """Does something each time the engine has moved and is about to look again."""
+
+    def progressed(self, progress: Progress, /) -> None:
+        self.seen.append(progress)
+        if progress.stage is Stage.VERIFY:
+            self.then()
+
+
+def counted(numa_node: int, name: str) -> int:
+    """A counter of one NUMA node, with what its CPUs have not handed in yet."""
+    Path("/proc/sys/vm/stat_refresh").write_text("1")
+    lines = (NUMA_NODES / f"node{numa_node}/vmstat").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.split()[0] == name)
+
+
+def status_kib(pid: int, name: str) -> int:
+    """A number of /proc/PID/status, in KiB."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next((int(line.split()[1]) for line in lines if line.startswith(f"{name}:")), 0)

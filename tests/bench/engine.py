@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Our engine against other movers of memory: `make bench-engine`.
+
+Boots the emulated host, runs tests/bench/engine_pairs.py in it, keeps what it measured in build/bench/engine.json and
+prints it as a table. On the newest kernel the kernel's own DAMON is a rival too. The machine is to do nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.rig.guest import REPOSITORY, Guest
+from tests.rig.kernels import get
+
+RESULTS = REPOSITORY / "build" / "bench"
+COLUMNS = (
+    "case",
+    "ratio",
+    "ratio with survey and verdict",
+    "GiB/s ours",
+    "GiB/s theirs",
+    "call p99 ms",
+    "left ours",
+    "left theirs",
+    "stall p99 us ours",
+    "stall p99 us theirs",
+    "verdict s",
+)
+
+
+def measure(kernel: str, words: Sequence[str], limit: float) -> dict[str, Any]:
+    """Run the pairs on a kernel, `machine` or one of tests/rig/kernels.py, and return what they measured."""
+    inside = [Path(sys.executable), "-m", "tests.bench.engine_pairs"]
+    with Guest(time_limit=limit, kernel=None if kernel == "machine" else get(kernel)) as guest:
+        process = guest.start([*inside, "--to", guest.shared, *words], on_output=_show)
+        if status := process.wait():
+            raise SystemExit(status)
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        name = "engine.json" if kernel == "machine" else f"engine-{kernel}.json"
+        shutil.copyfile(guest.shared / "engine.json", RESULTS / name)
+        result: dict[str, Any] = json.loads((RESULTS / name).read_text())
+        return result
+
+
+def table(cases: Sequence[dict[str, Any]]) -> str:
+    """Return the cases as text, a line each."""
+    lines = [list(COLUMNS), *([str(case[name]) for name in COLUMNS] for case in cases)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
+def _show(stream: str, data: bytes) -> None:
+    to = {"stdout": sys.stdout, "stderr": sys.stderr}[stream]
+    to.buffer.write(data)
+    to.flush()
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.engine", description=__doc__.splitlines()[0])
+    parser.add_argument("--kernel", default="machine", help="machine, 6.12 or newest (machine)")
+    parser.add_argument("--time-limit", type=float, default=3600.0, metavar="S", help="end it after S seconds (3600)")
+    parser.add_argument("words", nargs="*", help="words for tests.bench.engine_pairs, after --")
+    options = parser.parse_args()
+    result = measure(options.kernel, options.words, options.time_limit)
+    print(f"\nkernel {result['kernel']}, {result['size MiB']} MiB, {result['movers']} movers")
+    print(table(result["cases"]))
+    for fact, value in result["facts"].items():
+        print(f"{fact}: {value}")
+
+
+if __name__ == "__main__":
+    main()

@@ -41,8 +41,16 @@ test-cluster: setup ## Schema, rights, controller and agent against a real etcd 
 	$(PYTEST) tests/cluster -n 2 --dist loadfile
 
 .PHONY: test-kernel
-test-kernel: setup ## Engine against a real kernel with four NUMA nodes and real VMs.
-	$(GUEST) --time-limit 900 -- $(PYTEST) tests/kernel
+test-kernel: setup ## Engine and host command against the machine's kernel with four NUMA nodes and real VMs.
+	$(GUEST) --time-limit 2400 -- $(PYTEST) tests/kernel --ignore tests/kernel/causes --contents-moves 2
+
+.PHONY: test-causes
+test-causes: setup ## Every cause of residue made for real, on three kernels of Debian (downloads two).
+	$(PYTHON) -m tests.rig.causes
+
+.PHONY: test-contents
+test-contents: setup ## Move VMs that write to all their memory forty times each; longest pauses in build/contents.json.
+	@$(PYTHON) -m tests.bench.contents
 
 .PHONY: test-e2e
 test-e2e: setup ## The whole way: real cluster, real host, real VM.
@@ -52,6 +60,14 @@ test-e2e: setup ## The whole way: real cluster, real host, real VM.
 .PHONY: compare
 compare: setup ## Move the same VM by migratepages once and by us once; pages left behind and time of both.
 	$(GUEST) --time-limit 600 -- $(PYTHON) -m tests.bench.compare
+
+.PHONY: bench-engine
+bench-engine: setup ## The engine against migratepages, a plain loop in C and DAMON, in turns; build/bench/engine.json.
+	@$(PYTHON) -m tests.bench.engine
+
+.PHONY: bench-planning
+bench-planning: setup ## Plan the move of a VM of 256 GiB, without a kernel: seconds and memory.
+	@$(PYTHON) -m tests.bench.planning
 
 .PHONY: crds
 crds: ## Write the custom resource definitions anew from the models.

@@ -19,6 +19,7 @@ from numaplacement.apiserver.connection import Misconfigured, connect
 
 from .framework import kopf_settings, register_login, register_probe
 from .handlers import register
+from .rewatch import watch
 from .settings import SettingError, Settings, read_settings
 from .shelf import Key
 from .store import Store
@@ -91,14 +92,18 @@ async def _work(settings: Settings, environ: Mapping[str, str], api: Client) -> 
     own = [asyncio.create_task(sweep.run()), *(asyncio.create_task(worker.run()) for _ in range(settings.workers))]
     for task in own:
         task.add_done_callback(lambda _: stop.set())
-    try:
+
+    async def operate(ends: asyncio.Event) -> None:
         await kopf.operator(
             registry=registry,
             settings=kopf_settings(),
             clusterwide=True,
             liveness_endpoint=settings.liveness or None,
-            stop_flag=stop,
+            stop_flag=ends,
         )
+
+    try:
+        await watch(operate, sweep=sweep, stop=stop)
     finally:
         for task in own:
             task.cancel()

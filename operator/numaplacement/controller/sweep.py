@@ -45,6 +45,8 @@ class Sweep:
         self._api, self._store, self._queue = api, store, queue
         self._interval, self._backoff, self._clock = interval, backoff, clock
         self._tried = clock()
+        self.unknown: frozenset[Resource] = frozenset()
+        """Kinds that the API server did not know when they were last listed."""
 
     async def first(self) -> None:
         """List everything once, however long the API server takes to let us: before that nothing can be decided."""
@@ -62,17 +64,21 @@ class Sweep:
     async def once(self) -> bool:
         """List each kind; say whether all could be. What cannot be listed stays as it was last seen."""
         complete = True
+        unknown = set()
         for resource in WATCHED:
             try:
                 listing = await self._api.list(resource)
             except NotFound:
                 self._store.clear(resource)
-                _log.info("the API server does not know %s.%s", resource.plural, resource.group)
+                unknown.add(resource)
+                if resource not in self.unknown:
+                    _log.info("the API server does not know %s.%s", resource.plural, resource.group)
             except ApiError as error:
                 _log.warning("%s", error)
                 complete = False
             else:
                 self._store.replace_all(resource, listing.items, resource_version=listing.resource_version)
+        self.unknown = frozenset(unknown)
         for placement in self._store.placements:
             self._queue.add(placement.metadata.key)
         self._tried = self._clock()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -125,6 +126,7 @@ class Scene:
             room=self.room,
             check=self.check,
             clock=lambda: self.now,
+            watched=nullcontext,
             time_slice=0.02,
         )
 

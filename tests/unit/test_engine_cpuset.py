@@ -201,7 +201,7 @@ def test_plan_stays_inside_what_is_above_and_leaves_others_alone() -> None:
 def test_widened_first_then_narrowed(tree: Tree) -> None:
     rebind = prepare_rebind(PID, one_container(tree), tree, targets=frozenset({0}))
     assert rebind.widen() == RebindOutcome(
-        done=True, evidence="cpuset.mems of cri-containerd-77aa.scope is 0,2 in effect"
+        done=True, evidence="cpuset.mems of cri-containerd-77aa.scope is 0,2 in effect", written=True
     )
     assert tree.mems(SCOPE) == "0,2"
     assert rebind.narrow(left=0).done
@@ -213,8 +213,11 @@ def test_widened_first_then_narrowed(tree: Tree) -> None:
 def test_put_back(tree: Tree, mems: str) -> None:
     container = one_container(tree, mems)
     rebind = prepare_rebind(PID, container, tree, targets=frozenset({0}))
-    assert rebind.widen().done
-    assert rebind.put_back().done
+    widened = rebind.widen()
+    assert widened.done
+    back = rebind.put_back()
+    assert back.done
+    assert back.written is widened.written is bool(mems)
     assert tree.mems(SCOPE) == mems
 
 
@@ -241,6 +244,24 @@ def test_never_narrowed_while_the_kernel_would_move_much(tree: Tree, left: int, 
         assert outcome.remedy
 
 
+def test_pages_of_pools_are_left_to_the_pools(tree: Tree) -> None:
+    """The kernel would take pages of the target's pool that others reserved, or move pages from one pool to another."""
+    rebind = prepare_rebind(PID, one_container(tree), tree, targets=frozenset({0}))
+    assert rebind.widen().done
+    outcome = rebind.narrow(left=2 << 20, pooled=2 << 20)
+    assert (outcome.done, outcome.written) == (False, False)
+    assert outcome.evidence.startswith("2.0 MiB in pages of huge-page pools are still off NUMA nodes 0")
+    assert outcome.remedy
+    assert tree.mems(SCOPE) == "0,2"
+
+
+def test_where_nothing_is_to_be_written_nothing_is_in_the_way(tree: Tree) -> None:
+    rebind = prepare_rebind(PID, one_container(tree, "0"), tree, targets=frozenset({0}))
+    outcome = rebind.narrow(left=LEFT_LIMIT + 1, pooled=1)
+    assert (outcome.done, outcome.written) == (True, False)
+    assert tree.written == []
+
+
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.EINVAL, errno.EBUSY, errno.ENOSPC])
 def test_any_errno_is_evidence_and_what_was_written_is_put_back(tree: Tree, number: int) -> None:
     one_container(tree)
@@ -250,6 +271,7 @@ def test_any_errno_is_evidence_and_what_was_written_is_put_back(tree: Tree, numb
     rebind = prepare_rebind(PID, find_container(PID, tree), tree, targets=frozenset({0}))
     outcome = rebind.widen()
     assert not outcome.done
+    assert outcome.written
     assert errno.errorcode[number] in outcome.evidence
     assert outcome.remedy
     assert tree.mems(SCOPE) == "2"

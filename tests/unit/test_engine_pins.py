@@ -205,3 +205,37 @@ def test_no_refresh_waits_for_a_cpu_that_is_kept_for_realtime_work(tmp_path: Pat
 
 def test_a_host_that_tells_nothing(tmp_path: Path) -> None:
     assert read_pin_counters(Kernel(proc=tmp_path, sys=tmp_path)) == {}
+
+
+CONFIDENTIAL = {
+    "an object in words": (("-object", "sev-guest,id=lsec0,cbitpos=51"), "an object sev-guest"),
+    "an object with its key": (("--object", "id=t,qom-type=tdx-guest"), "an object tdx-guest"),
+    "an object in JSON": (("-object", '{"qom-type":"tdx-guest","id":"t"}'), "an object tdx-guest"),
+    "an object of many": (
+        ("-object", "memory-backend-ram,id=ram0,size=1G", "-object", "sev-snp-guest,id=sev0", "-object", "rng-builtin"),
+        "an object sev-snp-guest",
+    ),
+    "the machine's object": (
+        ("-machine", "q35,confidential-guest-support=lsec0", "-object", "tdx-guest,id=lsec0"),
+        "confidential-guest-support=lsec0, a tdx-guest",
+    ),
+    "the machine's object, of a type of a later day": (
+        ("-M", "q35,confidential-guest-support=c", "-object", '{"qom-type":"next-guest","id":"c"}'),
+        "confidential-guest-support=c, a next-guest",
+    ),
+    "the machine's object, in a file": (
+        ("-machine", "confidential-guest-support=c,type=q35", "-readconfig", "vm.cfg"),
+        "confidential-guest-support=c",
+    ),
+    "a VM of that name": (("-name", "guest=tdx-guest,debug-threads=on"), ""),
+    "a disk of that name": (("-blockdev", '{"driver":"file","filename":"/vms/sev-guest/tdx-guest.img"}'), ""),
+    "an object that only bears the name": (
+        ("-object", "memory-backend-file,id=tdx-guest,mem-path=/sev-guest", "-M", "q35,memory-backend=tdx-guest"),
+        "",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "words"), CONFIDENTIAL.values(), ids=CONFIDENTIAL.keys())
+def test_what_makes_a_guest_confidential(arguments: tuple[str, ...], words: str) -> None:
+    assert Row(arguments=arguments).pins().encrypted() == (f"QEMU's command line has {words}" if words else "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,6 +14,10 @@ from hypothesis import strategies as st
 from numaplacement.engine.backoff import FULL, KSWAPD, LEAST_SHARE, SOME, WAIT, BackOff, Pace, Sample, shares
 from numaplacement.engine.kernel import Kernel
 from numaplacement.engine.pressure import Sources, Throttle, find_sources, sample
+from numaplacement.engine.verdict import Outcome
+from tests.unit.engine_world import PID, Recorder, World, run_in
+from tests.unit.engine_world_host import CGROUP, with_cgroup, with_more_evidence
+from tests.unit.engine_world_region import Region
 
 SECONDS = 0.25
 
@@ -228,6 +233,15 @@ def test_a_vcpu_that_goes_leaves_the_others(files: Files) -> None:
     assert sample(files.kernel, sources).waits.keys() == {101, 103}
 
 
+def test_threads_that_may_be_vcpus_are_not_called_so(files: Files) -> None:
+    sources = find_sources(files.kernel, pid=100, targets=set(), cgroup="", vcpus=(101, 102, 103), of_vcpus=False)
+    before = sample(files.kernel, sources)
+    assert before.waits.keys() == {101, 102, 103}
+    files.put("proc/100/task/102/schedstat", "1 102250000000 1")
+    reason = BackOff().decide(before, sample(files.kernel, sources), 0.5).reason
+    assert reason == "waits: thread 102 of the VM was without a CPU 50% of the last 0.5 s"
+
+
 def test_of_very_many_vcpus_some_are_watched(files: Files) -> None:
     for thread in range(200, 300):
         files.put(f"proc/100/task/{thread}/schedstat", "1 1 1")
@@ -286,13 +300,101 @@ def test_what_there_was_before_the_move_is_the_baseline(files: Files, clock: Clo
     assert throttle.pace() == Pace()
 
 
-def test_a_moment_is_no_baseline(files: Files, clock: Clock, throttle: Throttle) -> None:
-    pressed(files, 0.1)
+def waiting(files: Files, clock: Clock, *, seconds: float = 1e9) -> list[float]:
+    """Have the kernel's sleep pass the clock's time, and pressure of 40 % with it; return what is slept."""
+    slept: list[float] = []
+
+    def sleep(wanted: float) -> None:
+        slept.append(wanted)
+        clock.now += min(wanted, seconds)
+        pressed(files, 0.4 * (clock.now - 100.0))
+
+    files.kernel.sleep = sleep  # type: ignore[method-assign]
+    return slept
+
+
+def test_a_moment_is_no_baseline_and_the_rest_is_waited_for(files: Files, clock: Clock, throttle: Throttle) -> None:
+    pressed(files, 0.08)
     clock.now += 0.2
+    slept = waiting(files, clock)
     throttle.settle()
-    pressed(files, 0.1 + 0.1)
+    assert slept == [pytest.approx(0.05, abs=0.002)]
+    pressed(files, 0.4 * (clock.now - 100.0) + 0.1)
+    clock.now += 0.25
+    assert throttle.pace() == Pace()
+
+
+def test_a_moment_stays_one_where_time_stands_still(files: Files, clock: Clock, throttle: Throttle) -> None:
+    waiting(files, clock, seconds=0.0)
+    throttle.settle()
+    pressed(files, 0.1)
     clock.now += 0.25
     assert throttle.pace().pause > 0
+
+
+def test_nothing_is_waited_for_where_there_is_nothing_to_see(tmp_path: Path, clock: Clock) -> None:
+    kernel = Kernel(proc=tmp_path, sys=tmp_path)
+    slept: list[float] = []
+    kernel.sleep = slept.append  # type: ignore[method-assign]
+    Throttle(kernel=kernel, sources=Sources(), clock=clock).settle()
+    assert slept == []
+
+
+def test_what_preparing_did_is_not_taken_for_the_moves(files: Files, clock: Clock, throttle: Throttle) -> None:
+    clock.now += 0.3
+    throttle.settle()
+    pressed(files, 2.0)
+    clock.now += 3.0
+    throttle.begin()
+    clock.now += 0.25
+    assert throttle.pace() == Pace()
+    pressed(files, 2.0 + 0.1)
+    clock.now += 0.25
+    assert throttle.pace().pause > 0
+
+
+class Pressed(World):
+    """A VM that is under memory pressure of its own 30 % of the time, whatever else happens."""
+
+    def __init__(self, *regions: Region, **more: Any) -> None:
+        super().__init__(list(regions), **more)
+        with_cgroup(self, mems="0-3")
+        total = f"{CGROUP}/memory.pressure"
+        self.texts[total] = lambda: PRESSURE.format(int(self.now * 0.3e6), 0)
+
+
+def test_a_vm_that_is_pressed_anyway_is_moved_as_fast_as_another(tmp_path: Path) -> None:
+    world = Pressed(Region(0x7F0000000000, [1] * 4096), speed=2 << 20)  # 8 seconds of moving
+    watcher = Recorder()
+    assert run_in(world, tmp_path, watcher, call_latency=0.5).outcome is Outcome.PLACED
+    assert [progress.waiting for progress in watcher.heard if progress.waiting] == []
+    assert world.slept < 0.3
+
+
+@pytest.mark.parametrize(("nodes", "wish"), [([1] * 64, {"dry_run": True}), ([0] * 64, {})])
+def test_where_nothing_is_to_be_moved_nobody_waits(tmp_path: Path, nodes: list[int], wish: dict[str, Any]) -> None:
+    world = Pressed(Region(0x7F0000000000, nodes))
+    run_in(world, tmp_path, **wish)
+    assert world.slept == 0
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (("qemu", "CPU 0/KVM"), f"vCPU thread {PID + 1} was without a CPU"),
+        (("qemu-kvm", "qemu-kvm"), f"thread {PID + 1} of the VM was without a CPU"),
+    ],
+)
+def test_a_thread_without_a_cpu_slows_the_move_whatever_it_is_called(
+    tmp_path: Path, names: tuple[str, ...], words: str
+) -> None:
+    world = World([Region(0x7F0000000000, [1] * 4096)], thread_names=names, speed=2 << 20)
+    with_more_evidence(world)
+    waits = f"proc/{PID}/task/{PID + 1}/schedstat"
+    world.texts[waits] = lambda: f"1000 {1000 + (int(world.now * 0.8e9) if world.calls else 0)} 1\n"
+    watcher = Recorder()
+    assert run_in(world, tmp_path, watcher, call_latency=0.5).outcome is Outcome.PLACED
+    assert any(words in progress.waiting for progress in watcher.heard)
 
 
 def test_threads_at_once_make_one_decision(files: Files, clock: Clock, throttle: Throttle) -> None:

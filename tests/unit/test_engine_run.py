@@ -180,7 +180,7 @@ def test_the_target_fills_up_by_others(tmp_path: Path) -> None:
     world.hooks[1] = lambda: world.safe.update({0: 3 * MIB})
     verdict = run_in(world, tmp_path)
     assert verdict.outcome is Outcome.RESIDUE
-    assert residue(verdict)[Reason.DESTINATION_FULL] == 12 * MIB - 3 * START
+    assert residue(verdict)[Reason.DESTINATION_FULL] == 12 * MIB - 3 * MIB
     assert world.safe[0] >= 0
 
 

@@ -220,6 +220,24 @@ def test_where_nothing_can_be_swapped_out_the_bit_means_something_else(look: Loo
     assert look([OWN, OUT, OUT], [1, 0, 0], counted={1: 4096}, **mapping) == [(0, 1, PLAIN)]
 
 
+def test_swapped_out_pages_of_shared_memory_are_told_by_its_file(look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
+    class File:
+        def __enter__(self) -> File:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def swapped(self, offset: int, pages: int) -> NDArray[np.bool_]:
+            assert offset % 4096 == 0
+            return np.isin(offset // 4096 + np.arange(pages), (0, 2, 3))
+
+    monkeypatch.setattr(Kernel, "shared_file", lambda *_: File())
+    shared = {"swapped": 3 * 4096, "permissions": "rw-s", "kind": Kind.SHMEM}
+    found = look([OWN, OUT, 0, 0, 0], [1] * 5, counted={1: 4096}, **shared)
+    assert found == [(0, 1, PLAIN), (2, NO_NUMA_NODE, GONE), (3, NO_NUMA_NODE, GONE)]
+
+
 def test_pages_that_hide_are_placed_by_the_sums_of_the_whole_mapping(look: Look) -> None:
     """Ten present pages, five hide for certain and four perhaps, of which numa_maps has three."""
     words = [OWN] * 10 + [OWN, int(PRESENT)] * 4 + [OWN]

@@ -15,28 +15,28 @@ LIMIT = 60.0
 
 def test_a_long_call_is_told_once_and_once_more_at_its_end() -> None:
     calls = Calls(10.0)
-    number = calls.enter(512, 100.0)
+    number = calls.enter("a call", 100.0)
     assert calls.due(109.9) == []
-    assert calls.due(111.0) == [LongCall(call=number, pages=512, seconds=11.0, ended=False)]
+    assert calls.due(111.0) == [LongCall(call=number, what="a call", seconds=11.0, ended=False)]
     assert calls.due(120.0) == []
     assert calls.leave(number, 125.0)
-    assert calls.due(126.0) == [LongCall(call=number, pages=512, seconds=25.0, ended=True)]
+    assert calls.due(126.0) == [LongCall(call=number, what="a call", seconds=25.0, ended=True)]
     assert calls.due(127.0) == []
 
 
 def test_a_call_in_time_is_never_told() -> None:
     calls = Calls(10.0)
-    assert not calls.leave(calls.enter(1, 0.0), 9.0)
+    assert not calls.leave(calls.enter("a call", 0.0), 9.0)
     assert calls.due(100.0) == []
 
 
 def test_calls_of_several_threads_are_told_apart() -> None:
     calls = Calls(10.0)
-    first, second = calls.enter(1, 0.0), calls.enter(2, 5.0)
+    first, second = calls.enter("a call", 0.0), calls.enter("another", 5.0)
     assert [each.call for each in calls.due(12.0)] == [first]
     assert [each.call for each in calls.due(16.0)] == [second]
     calls.leave(second, 17.0)
-    assert [(each.pages, each.ended) for each in calls.due(17.0)] == [(2, True)]
+    assert [(each.what, each.ended) for each in calls.due(17.0)] == [("another", True)]
 
 
 @pytest.mark.parametrize(
@@ -45,13 +45,13 @@ def test_calls_of_several_threads_are_told_apart() -> None:
 def test_when_to_look_again(began: tuple[float, ...], now: float, rest: float) -> None:
     calls = Calls(10.0)
     for each in began:
-        calls.enter(1, each)
+        calls.enter("a call", each)
     assert calls.rest(now) == rest
 
 
 def test_what_was_told_is_not_waited_for() -> None:
     calls = Calls(10.0)
-    calls.enter(1, 0.0)
+    calls.enter("a call", 0.0)
     calls.due(10.0)
     assert calls.rest(11.0) == 10.0
 
@@ -70,11 +70,11 @@ def watchdog_threads() -> int:
 def test_the_thread_tells_while_the_call_lasts_and_ends_with_the_run() -> None:
     clock, told = Clock(), queue.Queue[LongCall]()
     with Watchdog(tell=told.put, clock=clock, limit=0.01) as watchdog:
-        with watchdog.call(7):
+        with watchdog.call("a call"):
             clock.now = 3.0
-            assert told.get(timeout=LIMIT) == LongCall(call=0, pages=7, seconds=3.0, ended=False)
+            assert told.get(timeout=LIMIT) == LongCall(call=0, what="a call", seconds=3.0, ended=False)
             clock.now = 5.0
-        assert told.get(timeout=LIMIT) == LongCall(call=0, pages=7, seconds=5.0, ended=True)
+        assert told.get(timeout=LIMIT) == LongCall(call=0, what="a call", seconds=5.0, ended=True)
     assert watchdog_threads() == 0
 
 
@@ -83,7 +83,7 @@ def test_an_end_right_before_the_end_of_the_run_is_told_and_an_error_passes() ->
     with (  # noqa: PT012 - the error is to pass through both
         pytest.raises(OSError, match="from the call"),
         Watchdog(tell=told.put, clock=clock, limit=0.01) as watchdog,
-        watchdog.call(7),
+        watchdog.call("a call"),
     ):
         clock.now = 3.0
         told.get(timeout=LIMIT)
@@ -99,17 +99,17 @@ def test_movers_at_once() -> None:
     go_on = threading.Event()
     with Watchdog(tell=told.put, clock=clock, limit=0.01) as watchdog:
 
-        def mover(pages: int) -> None:
-            with watchdog.call(pages):
+        def mover(what: str) -> None:
+            with watchdog.call(what):
                 all_in.wait(LIMIT)
                 go_on.wait(LIMIT)
 
-        threads = [threading.Thread(target=mover, args=(pages,)) for pages in range(4)]
+        threads = [threading.Thread(target=mover, args=(what,)) for what in "abcd"]
         for thread in threads:
             thread.start()
         all_in.wait(LIMIT)
         clock.now = 1.0
-        assert {told.get(timeout=LIMIT).pages for _ in threads} == {0, 1, 2, 3}
+        assert {told.get(timeout=LIMIT).what for _ in threads} == set("abcd")
         go_on.set()
         for thread in threads:
             thread.join()

@@ -23,11 +23,12 @@ class Sample:
     """What was counted so far, in seconds; a signal that cannot be read is None or not in the table.
 
     `some` and `full` are the memory pressure of the VM, or of the whole host when not `of_vm`
-    (Documentation/accounting/psi.rst); `kswapd` the time a NUMA node's kswapd has run; `waits` that of each vCPU thread
-    which was ready to run and had no CPU.
+    (Documentation/accounting/psi.rst); `kswapd` the time a NUMA node's kswapd has run; `waits` that of each thread
+    which was ready to run and had no CPU: of vCPUs, or of any threads of the VM when not `of_vcpus`.
     """
 
     of_vm: bool = True
+    of_vcpus: bool = True
     some: float | None = None
     full: float | None = None
     kswapd: Mapping[int, float] = field(default_factory=dict)
@@ -75,6 +76,7 @@ _LIMITS = {
     "host full": HOST_FULL,
     "kswapd": KSWAPD,
     "wait": WAIT,
+    "thread wait": WAIT,
 }
 
 
@@ -100,7 +102,8 @@ def _grown(previous: Sample, now: Sample) -> Iterator[tuple[Signal, float]]:
         for name, before, after in (("some", previous.some, now.some), ("full", previous.full, now.full)):
             if before is not None and after is not None:
                 yield (name if now.of_vm else f"host {name}", 0), after - before
-    for name, was, became in (("kswapd", previous.kswapd, now.kswapd), ("wait", previous.waits, now.waits)):
+    wait = "wait" if now.of_vcpus else "thread wait"
+    for name, was, became in (("kswapd", previous.kswapd, now.kswapd), (wait, previous.waits, now.waits)):
         for number in was.keys() & became.keys():
             yield (name, number), became[number] - was[number]
 
@@ -185,5 +188,6 @@ def _told(rise: _Rise, seconds: float) -> str:
         "host full": "memory pressure on all tasks of the host",
         "kswapd": f"the kernel took memory back on NUMA node {number} for",
         "wait": f"vCPU thread {number} was without a CPU",
+        "thread wait": f"thread {number} of the VM was without a CPU",
     }
     return f"{what[name]} {seen}{before}"

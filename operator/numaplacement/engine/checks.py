@@ -12,7 +12,7 @@ from .listformat import format_list
 from .pins import Pins
 from .plan import Demand
 from .pools import PoolPlan
-from .process import ProcessFacts
+from .process import ProcessFacts, ThreadFacts, possible_vcpus
 from .reasons import ADVICE, Reason
 from .reclaim import Admission
 from .targets import Targets
@@ -28,6 +28,7 @@ _ALLOWED_BY = {
     Reason.VM_CPUSET: Allow.REBIND_CPUSET,
 }
 """The word that permits what is refused without it."""
+_ORDER = {reason: number for number, reason in enumerate(Reason)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,14 +59,15 @@ class Facts:
 
 
 def refusals(facts: Facts) -> tuple[Refusal, ...]:
-    """Return every reason not to touch the process, the first to remove first; empty when it may be moved.
+    """Return every reason not to touch the process, in the order of reasons; empty when it may be moved.
 
     A process that has nothing to move is refused only for what is wrong with the order or this program itself.
     """
     found = [*_of_the_order(facts)]
     if facts.needed and not found:
         found += [*_of_the_process(facts), *_of_the_target(facts)]
-    return tuple(each for each in found if _ALLOWED_BY.get(each.reason) not in facts.allow)
+    kept = (each for each in found if _ALLOWED_BY.get(each.reason) not in facts.allow)
+    return tuple(sorted(kept, key=lambda each: _ORDER[each.reason]))
 
 
 def refusal(reason: Reason, evidence: str) -> Refusal:
@@ -118,17 +120,24 @@ def _of_the_process(facts: Facts) -> Iterator[Refusal]:
         yield refusal(Reason.ENCRYPTED_GUEST, facts.pins.encrypted())
     if facts.pins.by_device and facts.pinned_off_target:
         yield refusal(Reason.PINNED_BY_DEVICE, facts.pins.evidence())
-    realtime = [thread for thread in threads if thread.is_vcpu and thread.realtime]
+    realtime = [thread for thread in possible_vcpus(threads) if thread.realtime]
     if realtime:
-        yield refusal(
-            Reason.REALTIME,
-            f"{count_text(len(realtime), 'vCPU thread')} with policy {realtime[0].realtime}: {realtime[0].name}",
-        )
+        yield refusal(Reason.REALTIME, _realtime_evidence(realtime))
     if facts.bound_elsewhere > _GUEST_RAM_SHARE * facts.total:
         yield refusal(
             Reason.STRICT_BINDING,
             f"{size_text(facts.bound_elsewhere)} off target under policy {', '.join(facts.bindings)}",
         )
+
+
+def _realtime_evidence(threads: list[ThreadFacts]) -> str:
+    first = threads[0]
+    if first.is_vcpu:
+        return f"{count_text(len(threads), 'vCPU thread')} with policy {first.realtime}: {first.name}"
+    return (
+        f"{count_text(len(threads), 'thread')} with policy {first.realtime}: {first.name}; no thread is named as a vCPU"
+        " (QEMU does so with -name debug-threads=on), so each may be one"
+    )
 
 
 def _of_the_target(facts: Facts) -> Iterator[Refusal]:

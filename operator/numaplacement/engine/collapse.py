@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -100,12 +101,14 @@ def collapse_blocks(
     room: Callable[[int], int],
     check: Callable[[], None],
     clock: Callable[[], float],
+    watched: Callable[[str], AbstractContextManager[None]],
     time_slice: float = 0.020,
 ) -> Collapsed:
     """Ask for a huge page for each range, and say what came of it.
 
     `room` returns the bytes that may be taken on a NUMA node in free huge pages; it is asked before every call.
     `check` is called between two calls, and what it raises (a cancel, a deadline) ends the work and passes through.
+    `watched` is round each call, given what it is in words.
     After every `time_slice` seconds of calls there is a pause as long: each call keeps the process's page faults
     waiting while it copies. Raises ProcessEnded.
     """
@@ -125,7 +128,8 @@ def collapse_blocks(
             result = replace(result, not_rebuilt=result.not_rebuilt + huge, no_room=result.no_room + huge)
             continue
         started = clock()
-        number = process.kernel.collapse(process.pidfd, address, huge)
+        with watched("making a huge page of small ones"):
+            number = process.kernel.collapse(process.pidfd, address, huge)
         busy += clock() - started
         refused = refused + 1 if number else 0
         result = _counted(result, number, huge)

@@ -24,7 +24,7 @@ from .memory_stat import MAPPED, sums_of
 from .wording import size_text
 
 LEFT_LIMIT = 64 << 20
-"""Bytes of the process off the targets up to which cpuset.mems is narrowed: the kernel moves them in about 0.1 s."""
+"""Bytes of the process off the targets up to which cpuset.mems is narrowed, asked to move or not: about 0.1 s."""
 CONTAINER_LIMIT = 1 << 30
 """The same for all of the container: a launcher and its like have some 100 MiB, and no vCPU waits for them."""
 _NO_RIGHT = "Mount the host's /sys/fs/cgroup writable into this program's container and run it as root."
@@ -73,11 +73,15 @@ class RebindPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class RebindOutcome:
-    """Whether the writes were done, and one clause of what was seen; `remedy` is empty where they were."""
+    """Whether the writes were done, and one clause of what was seen; `remedy` is empty where they were.
+
+    `written` says whether any was tried: then the kernel may have moved memory, also where the write failed.
+    """
 
     done: bool
     evidence: str
     remedy: str = ""
+    written: bool = False
 
 
 class CannotRead(Exception):
@@ -169,23 +173,33 @@ class Rebind:
             self.put_back()
         return outcome
 
-    def narrow(self, *, left: int) -> RebindOutcome:
-        """Let memory be on the targets only, unless that would move much.
+    def narrow(self, *, left: int, pooled: int = 0) -> RebindOutcome:
+        """Let memory be on the targets only, unless that would move much, or pages of a pool.
 
-        `left` are the bytes of the process off the targets; those of the container that its cgroup counts are looked
-        up here. The limits are LEFT_LIMIT and CONTAINER_LIMIT.
+        `left` are all bytes of the process on NUMA nodes that are no target, whatever was asked of them, and `pooled`
+        those of them in pages of huge-page pools, which the kernel would move with no regard to the pools (pools.py).
+        Those of the container that its cgroup counts are looked up here; it does not count pages of pools. The limits
+        are LEFT_LIMIT and CONTAINER_LIMIT.
         """
+        if not self.plan.after:
+            return RebindOutcome(done=True, evidence=self._now())
         away = max(left, self._mapped_off_target())
         if left > LEFT_LIMIT or away > CONTAINER_LIMIT:
-            return RebindOutcome(
-                done=False,
-                evidence=(
-                    f"{size_text(away)} of the container are still off NUMA nodes {format_list(self.targets)}, and a"
-                    f" write to cpuset.mems would move them in one call that cannot be stopped; {self._now()}"
-                ),
-                remedy="Remove what keeps this memory (the other rows say what), and try again.",
-            )
+            return self._too_much(f"{size_text(away)} of the container", "in one call that cannot be stopped")
+        if pooled:
+            return self._too_much(f"{size_text(pooled)} in pages of huge-page pools", "and change the pools in silence")
         return self._write(self.plan.after)
+
+    def _too_much(self, what: str, how: str) -> RebindOutcome:
+        """Return why nothing is written: `what` would be moved, and `how`."""
+        return RebindOutcome(
+            done=False,
+            evidence=(
+                f"{what} are still off NUMA nodes {format_list(self.targets)}, and a write to cpuset.mems would move"
+                f" them {how}; {self._now()}"
+            ),
+            remedy="Remove what keeps this memory (the other rows say what), and try again.",
+        )
 
     def put_back(self) -> RebindOutcome:
         """Undo widen(), for a move that was given up before any memory moved: after that it would move it back.
@@ -197,7 +211,7 @@ class Rebind:
             for step in reversed(self.plan.before)
         ]
         failed = [outcome for outcome in outcomes if not outcome.done]
-        return failed[0] if failed else RebindOutcome(done=True, evidence=self._now())
+        return failed[0] if failed else RebindOutcome(done=True, evidence=self._now(), written=bool(outcomes))
 
     def _write(self, steps: Sequence[Step]) -> RebindOutcome:
         """Write one after the other until one fails."""
@@ -213,14 +227,16 @@ class Rebind:
                     done=False,
                     evidence=f"writing {wanted or 'nothing'} to {path} failed: {errno.errorcode.get(number, number)}",
                     remedy=_REMEDIES.get(number, "Look at the kernel's log, and try again."),
+                    written=True,
                 )
             if own != step.mems:
                 return RebindOutcome(
                     done=False,
                     evidence=f"{path} says {format_list(own) or 'nothing'} right after {wanted} was written",
                     remedy=_REMEDIES[errno.EBUSY],
+                    written=True,
                 )
-        return RebindOutcome(done=True, evidence=self._now())
+        return RebindOutcome(done=True, evidence=self._now(), written=bool(steps))
 
     def _now(self) -> str:
         """Say what is in force."""

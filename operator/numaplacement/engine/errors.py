@@ -43,6 +43,10 @@ class Stopped(Exception):
         self.evidence = evidence
 
 
+class PlaceFull(Stopped):
+    """Nothing more is to be moved to one place: there is no room there. Other places may have some."""
+
+
 def remedy_of(error: OSError, otherwise: str) -> str:
     """Return what to do about an error of the system in general, or `otherwise` where it is not one of these."""
     return _REMEDIES.get(error.errno or 0, otherwise)

@@ -52,16 +52,17 @@ class Circumstances:
     """What is known beside the pages.
 
     `untried` is why movable pages were not tried, `untried_pool` why those of huge-page pools were not, where that
-    differs; `no_target` why nothing is asked of a mapping; `refused` what refusing a folio alone means on a NUMA node;
-    `held` the bytes a device holds of mappings and `bound` the mappings bound elsewhere, by start address; `evidence`
-    replaces what a reason says by itself,
-    `evidence_on` what it says of a NUMA node.
+    differs, and `untried_at` why those were not that would go to a place, a NUMA node and a size of page; `no_target`
+    why nothing is asked of a mapping; `refused` what refusing a folio alone means on a NUMA node; `held` the bytes a
+    device holds of mappings and `bound` the mappings bound elsewhere, by start address; `evidence` replaces what a
+    reason says by itself, `evidence_on` what it says of a NUMA node.
     """
 
     targets: Targets
     privileged: bool = True
     untried: Reason = Reason.UNEXPLAINED
     untried_pool: Reason | None = None
+    untried_at: Table[tuple[int, int], Reason] = field(default_factory=dict)
     no_target: Reason = Reason.NO_CELL
     refused: Table[int, Reason] = field(default_factory=dict)
     held: Table[int, int] = field(default_factory=dict)
@@ -119,7 +120,7 @@ def _count(
 def _codes(part: MappingPages, last: Overlay | None, circumstances: Circumstances, target: int) -> NDArray[np.uint8]:
     """Return a reason, as an index uint8[n], for each page of a block; it holds for those off target."""
     flags = part.flags
-    untried = circumstances.untried
+    untried = circumstances.untried_at.get((target, part.mapping.page_size), circumstances.untried)
     if part.mapping.kind is Kind.HUGETLB and circumstances.untried_pool:
         untried = circumstances.untried_pool
     if part.mapping.start in circumstances.bound:

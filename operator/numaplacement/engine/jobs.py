@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 
 from .refusals import Patience
-from .work import BlockKey, Work
+from .work import BlockKey, Work, WorkPlace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,10 +21,21 @@ class Job:
 
 
 class Jobs:
-    """Hands chunks to the movers, one after the other; none any more once a mover has failed."""
+    """Hands chunks to the movers, one after the other; none any more once a mover has failed.
 
-    def __init__(self, works: Iterator[Work], *, most: Callable[[], int], given_up: set[BlockKey]) -> None:
+    `full` are places that take no more: what is for them is passed over. It grows while the movers work.
+    """
+
+    def __init__(
+        self,
+        works: Iterator[Work],
+        *,
+        most: Callable[[], int],
+        given_up: set[BlockKey],
+        full: Container[WorkPlace],
+    ) -> None:
         self._given_up = given_up
+        self._full = full
         self._patience: list[tuple[Patience, set[BlockKey]]] = []
         self._jobs = self._all(works, most)
         self._lock = threading.Lock()
@@ -53,8 +64,12 @@ class Jobs:
 
     def _all(self, works: Iterator[Work], most: Callable[[], int]) -> Iterator[Job]:
         for work in works:
+            if work.place in self._full:
+                continue
             self.take_note()
             patience = Patience()
             self._patience.append((patience, work.blocks()))
             for chunk in work.chunks(most):
+                if work.place in self._full:
+                    break
                 yield Job(work=work, chunk=chunk, patience=patience)

@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from .shared_swap import SharedFile
+
 MPOL_MF_MOVE = 1 << 1
 """Move pages that only this process maps (linux/mempolicy.h)."""
 MPOL_MF_MOVE_ALL = 1 << 2
@@ -118,6 +120,10 @@ class Kernel:
             return os.pread(descriptor, length, address)
         finally:
             os.close(descriptor)
+
+    def shared_file(self, pid: int, start: int, end: int) -> SharedFile:
+        """Open the file behind the mapping of a process from `start` to `end`; raises OSError."""
+        return SharedFile(self.process(pid, f"map_files/{start:x}-{end:x}"))
 
     def collapse(self, pidfd: int, address: int, length: int) -> int:
         """Ask the kernel to make transparent huge pages of a range of another process, with process_madvise(2).

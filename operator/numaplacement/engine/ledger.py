@@ -2,6 +2,9 @@
 """Memory on NUMA nodes that runs of one host have reserved and not used yet, so that two never count on the same.
 
 Runs of one process, and those of others that keep their files in the same directory (an agent beside `numaplace`).
+
+A pool of huge pages that a run may raise is ordinary memory until it is raised: so the run holds as much of that until
+then, and from then on the pages of the pool.
 """
 
 from __future__ import annotations
@@ -9,7 +12,8 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -20,8 +24,8 @@ from .lockfiles import HeldFile, LockDirectory
 from .wording import size_text
 
 DIRECTORY = Path("/run/numaplacement")
-_PATIENCE = 5.0
-"""Seconds to wait for others that are just reserving; each needs milliseconds."""
+_PATIENCE = 30.0
+"""Seconds to wait for others that just reserve, which takes milliseconds, or resize a pool, which may take seconds."""
 _WIDTH = 20
 """Digits of a number of bytes in a file, so that it never grows."""
 
@@ -79,23 +83,34 @@ class Ledger:
 
         Raises EngineError when another process keeps the ledger locked, or it cannot be read or written.
         """
+        try:
+            with self.locked():
+                if self._directory is not None:
+                    self._directory.sweep()
+                return self._reserve(wanted, available)
+        except TimeoutError:
+            raise EngineError(
+                "another process has kept the ledger of moves locked for"
+                f" {_PATIENCE:.0f} s; see which numaplace or agent hangs, and end it"
+            ) from None
+        except OSError as error:
+            raise EngineError(
+                f"cannot reserve memory for the move: {error}; let this process open more files,"
+                " and see that /run has room"
+            ) from error
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep all others from reserving, and from resizing pools, meanwhile; not to be entered twice by one thread.
+
+        Raises TimeoutError when another keeps it locked, and OSError.
+        """
         with self._lock:
             if self._directory is None:
-                return self._reserve(wanted, available)
-            try:
-                with self._directory.locked(_PATIENCE):
-                    self._directory.sweep()
-                    return self._reserve(wanted, available)
-            except TimeoutError:
-                raise EngineError(
-                    "another process has kept the ledger of moves locked for"
-                    f" {_PATIENCE:.0f} s; see which numaplace or agent hangs, and end it"
-                ) from None
-            except OSError as error:
-                raise EngineError(
-                    f"cannot reserve memory for the move: {error}; let this process open more files,"
-                    " and see that /run has room"
-                ) from error
+                yield
+                return
+            with self._directory.locked(_PATIENCE):
+                yield
 
     def close(self) -> None:
         """Let go of the directory, once all reservations are released."""
@@ -148,12 +163,27 @@ class Reservation:
         Others see it at once: it is one write of some bytes to memory.
         """
         with self._lock:
-            if place not in self._held:
-                return
-            self._held[place] = max(0, self._held[place] - count)
-            if self._file is not None and not self._released:
+            if place in self._held:
+                self._held[place] = max(0, self._held[place] - count)
                 with contextlib.suppress(OSError):  # others take it for held a while longer
-                    self._file.write(_format(self._held))
+                    self._tell()
+
+    def hold(self, count: int, place: Place) -> None:
+        """Hold so many bytes more at a place it was made for: what is about to be there and is this run's own.
+
+        Raises OSError where others cannot be told; then no more is held.
+        """
+        with self._lock:
+            self._held[place] += count
+            try:
+                self._tell()
+            except OSError:
+                self._held[place] -= count
+                raise
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Keep all others from reserving, and from resizing pools, meanwhile; as Ledger.locked()."""
+        return self._ledger.locked()
 
     def held(self) -> dict[Place, int]:
         """Return what is still held, in bytes by place."""
@@ -169,6 +199,10 @@ class Reservation:
         with contextlib.suppress(OSError):
             self._others = self._ledger.held_by_others(self)
         return self._others[place]
+
+    def _tell(self) -> None:
+        if self._file is not None and not self._released:
+            self._file.write(_format(self._held))
 
     def release(self) -> None:
         """Give back what is still held; more than once is once."""

@@ -51,13 +51,16 @@ class LockDirectory:
 
     @contextmanager
     def locked(self, patience: float) -> Iterator[None]:
-        """Hold the lock of the whole directory; raises TimeoutError when it is not to be had in so many seconds."""
+        """Hold the lock of the whole directory; raises TimeoutError when it is not to be had in so many seconds.
+
+        Not to be taken twice by one thread: the second would wait for the first.
+        """
         descriptor = self._open(_LOCK, os.O_RDWR | os.O_CREAT)
         try:
             until = time.monotonic() + patience
             while not _try_lock(descriptor, fcntl.LOCK_EX):
                 if time.monotonic() >= until:
-                    raise TimeoutError
+                    raise TimeoutError(errno.ETIMEDOUT, "another process has kept the ledger of moves locked")
                 time.sleep(_NAP)
             yield
         finally:

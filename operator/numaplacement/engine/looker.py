@@ -79,7 +79,7 @@ class Looker:
         wanted = [
             (index, mapping)
             for index, mapping in enumerate(mappings)
-            if mapping.kind is not Kind.OF_THE_CPU and (self.counted.get(mapping.start) or _shows_swap(mapping))
+            if mapping.kind is not Kind.OF_THE_CPU and (self.counted.get(mapping.start) or mapping.swapped)
         ]
         found: dict[int, list[Block]] = {}
         for batch in batches(wanted, self.base):
@@ -109,7 +109,10 @@ class Looker:
             mapping = mappings[span.index]
             ratio = self._ratio(mapping)
             words = self.pagemap.read(span.first, span.end - span.first)[::ratio]
-            there = np.flatnonzero(words & (PRESENT | SWAP if _shows_swap(mapping) else PRESENT))
+            if mapping.shared and mapping.swapped:  # in its page table the bit means something else
+                words &= ~SWAP
+                words[self._swapped_in_file(span, mapping) & ((words & PRESENT) == 0)] = SWAP
+            there = np.flatnonzero(words & (PRESENT | SWAP if mapping.swapped else PRESENT))
             read.append(words[there])
             numbers.append(span.first + there * ratio)
         words, number = np.concatenate(read), np.concatenate(numbers)
@@ -140,6 +143,15 @@ class Looker:
         mergeable = mergeable[(flags[mergeable] & (FILE | SHARED)) == SHARED]
         flags[mergeable] |= np.where(self.merged.meet(words[known][mergeable]), MERGED, np.uint8(0))
         return Found(number=number[known], numa_node=where[known], flags=flags)
+
+    def _swapped_in_file(self, span: Span, mapping: Mapping) -> NDArray[np.bool_]:
+        """Return which base pages of a span of shared memory are swapped out, bool[n]; none where that is not told."""
+        pages = span.end - span.first
+        try:
+            with self.kernel.shared_file(self.pid, mapping.start, mapping.end) as file:
+                return file.swapped(mapping.offset + span.first * self.base - mapping.start, pages)
+        except OSError:
+            return np.zeros(pages, dtype=np.bool_)
 
     def _flags(
         self,
@@ -247,14 +259,6 @@ class Looker:
         part.flags[merged[own]] &= ~MERGED
         (block,) = blocks_of(part)
         return block
-
-
-def _shows_swap(mapping: Mapping) -> bool:
-    """Return whether pagemap shows what of a mapping is swapped out: shared memory has its swap entries elsewhere.
-
-    Where nothing is, the bit stands for something else: a page being moved, a mark of userfaultfd, a guard region.
-    """
-    return mapping.swapped > 0 and not mapping.shared
 
 
 def batches(mappings: Iterable[tuple[int, Mapping]], base: int) -> Iterator[list[Span]]:

@@ -43,7 +43,7 @@ class Kind(enum.StrEnum):
     """
     SECRET = "secret"  # noqa: S105 - memfd_secret(2)
     OF_THE_CPU = "cpu"
-    """vdso and its like: pages of the kernel's own image, which numa_maps does not count either."""
+    """vdso and its like: pages of the kernel itself that every process maps; numa_maps counts some from Linux 7 on."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,16 +9,17 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .chunks import LEAST, MOST, START, ChunkSize, TokenBucket
-from .errors import ProcessEnded, Stopped
+from .errors import PlaceFull, ProcessEnded, Stopped
+from .flight import Flight
 from .guard import NAP, Guard
 from .jobs import Job, Jobs
-from .kernel import MPOL_MF_MOVE, MPOL_MF_MOVE_ALL, MoveResult
+from .kernel import MPOL_MF_MOVE, MPOL_MF_MOVE_ALL, UNWRITTEN, MoveResult
 from .mappings import Kind
 from .plan import Demand, Trial, Trials, Units, movable_bytes, units
 from .pressure import Throttle
@@ -27,14 +28,11 @@ from .refusals import Patience, move_around_refusals
 from .survey import MappingPages, Survey
 from .targets import Targets
 from .verdict import Progress, Stage
-from .watchdog import LongCall, Watchdog
-from .wording import size_text
-from .work import BlockKey, Piece, Work, block_key, gather
+from .wording import count_text
+from .work import BlockKey, Piece, Work, WorkPlace, block_key, gather
 
 _TRIES = 2
 """Times a folio that was refused alone is tried in all passes together."""
-_LANDING = 0.005
-"""Seconds to wait for a call of another mover, where what it takes may be all that is missing."""
 _IN_VAIN = 4
 """Blocks of a mapping that are given up before all others of it are."""
 _RECENT = 512
@@ -47,12 +45,21 @@ _EXIT_WAIT = 2.0
 class Memory:
     """What is known from earlier passes: folios that were refused and how often, blocks that were given up.
 
-    `held` are the start addresses of mappings that a device holds all of: none of their pages is tried.
+    `held` are the start addresses of mappings that a device holds all of: none of their pages is tried. `full` are the
+    places that had no room any more. Several threads may take note of refusals.
     """
 
-    refused: dict[int, int] = field(default_factory=dict)
     given_up: set[BlockKey] = field(default_factory=set)
     held: frozenset[int] = frozenset()
+    full: dict[WorkPlace, PlaceFull] = field(default_factory=dict)
+    _refused: dict[int, int] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def note_refused(self, addresses: NDArray[np.uint64]) -> None:
+        """Take note of folios, by their addresses uint64[n], that were refused once more."""
+        with self._lock:
+            for address in addresses.tolist():
+                self._refused[address] = self._refused.get(address, 0) + 1
 
     def is_given_up(self, part: MappingPages) -> bool:
         """Say whether a block is to be left: it was given up, or many others of its mapping were."""
@@ -62,12 +69,13 @@ class Memory:
 
     def refused_folios(self, times: int) -> NDArray[np.uint64]:
         """Return the addresses, uint64, of folios that were refused so many times at least."""
-        return np.array([address for address, tries in self.refused.items() if tries >= times], dtype=np.uint64)
+        with self._lock:
+            return np.array([address for address, tries in self._refused.items() if tries >= times], dtype=np.uint64)
 
 
 @dataclass(kw_only=True)
 class Pass:
-    """What one pass over a survey came to, and the bytes it planned and moved."""
+    """What one pass over a survey came to, and the bytes it planned and moved; `stopped` is why it ended early."""
 
     survey: Survey
     trials: Trials = field(default_factory=Trials)
@@ -76,17 +84,12 @@ class Pass:
     stopped: Stopped | None = None
 
 
-Room = Callable[[int, int], int]
-"""Given a NUMA node and the size of a page, the bytes that may be taken there now."""
-
-
 @dataclass(kw_only=True)
 class Mover:
     """Moves the pages of one process to their targets, with `movers` threads.
 
-    Calls of several threads overlap; all that is counted here is written under one lock. `on_flight` are the bytes of
-    calls under way, by target: what they take is not yet missing from what is free. `landed` hears of a target, the
-    size of its pages and the bytes that arrived. `patience` are the seconds to wait for room that the kernel is making.
+    Calls of several threads overlap; all that is counted here is written under one lock. `landed` hears of a target,
+    the size of its pages and the bytes that arrived.
     """
 
     guard: Guard
@@ -95,19 +98,15 @@ class Mover:
     clock: Callable[[], float]
     size: ChunkSize
     bucket: TokenBucket
-    room: Room
+    flight: Flight
     movers: int = 1
     throttle: Throttle | None = None
-    patience: float = 0.0
     landed: Callable[[int, int, int], None] = lambda _target, _page_size, _count: None
     memory: Memory = field(default_factory=Memory)
     durations: list[float] = field(default_factory=list)
     moved: int = 0
     seconds: float = 0.0
-    on_flight: dict[int, int] = field(default_factory=dict)
     waiting: str = ""
-    _last: Progress | None = None
-    _watchdog: Watchdog = field(init=False)
     _began: float = 0.0
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
@@ -116,23 +115,46 @@ class Mover:
         done = Pass(survey=survey)
         done.planned = self.moved + sum(self._movable(survey.pages).values())
         self._began = self.clock() - self.seconds
-        jobs = Jobs(gather(self._pieces(survey, done)), most=lambda: self._most(done), given_up=self.memory.given_up)
+        jobs = Jobs(
+            gather(self._pieces(survey, done)),
+            most=lambda: self._most(done),
+            given_up=self.memory.given_up,
+            full=self.memory.full,
+        )
+        self.guard.begin(self._progress(done, number))
         try:
-            with Watchdog(tell=self._tell_long, clock=self.clock) as self._watchdog:
-                self._in_threads(jobs, done, number)
+            self._in_threads(jobs, done, number)
         except Stopped as stopped:
             done.stopped = stopped
         finally:
             self.seconds = self.clock() - self._began
             jobs.take_note()
+        if done.stopped:
+            self.recall(done)
         return done
+
+    def recall(self, done: Pass) -> None:
+        """Write into a pass that was stopped what earlier ones had learned of the folios it did not come to."""
+        known = self.memory.refused_folios(1)
+        for part in done.survey.pages:
+            target = self.targets.of(part.mapping)
+            if target is None or not (known.size or self.memory.is_given_up(part)):
+                continue
+            plan = units(part, target=target, privileged=self.privileged)
+            trials = done.trials.of(part)
+            refused = plan.pages(np.flatnonzero(np.isin(part.addresses(plan.position), known)))
+            trials[refused[trials[refused] == Trial.NOT_TRIED]] = Trial.REFUSED
+            if self.memory.is_given_up(part):
+                pages = plan.pages(slice(None))
+                trials[pages[trials[pages] == Trial.NOT_TRIED]] = Trial.GIVEN_UP
 
     def left(self, survey: Survey) -> int:
         """Return about how many bytes another pass over a survey could still move."""
         hopeless = self.memory.refused_folios(_TRIES)
         left = 0
         for part in survey.pages:
-            if not self.memory.is_given_up(part):
+            full = (self.targets.of(part.mapping), part.mapping.page_size) in self.memory.full
+            if not full and not self.memory.is_given_up(part):
                 known = int(np.count_nonzero(np.isin(hopeless, part.addresses(slice(None)))))
                 left += sum(self._movable([part]).values()) - known * part.mapping.page_size
         return left
@@ -149,8 +171,11 @@ class Mover:
 
         def work() -> None:
             while (job := jobs.next()) is not None:
-                self._move(job, done)
-                self._report(done, number)
+                try:
+                    self._move(job, done)
+                except PlaceFull as full:
+                    self.memory.full.setdefault(job.work.place, full)
+                self.guard.tell(self._progress(done, number))
 
         if self.movers == 1:
             work()
@@ -210,8 +235,7 @@ class Mover:
                 done.moved += moved
                 self.moved += moved
                 self.landed(work.target, work.page_size, moved)
-                for address in work.addresses[chunk][outcome == Trial.REFUSED].tolist():
-                    self.memory.refused[address] = self.memory.refused.get(address, 0) + 1
+            self.memory.note_refused(work.addresses[chunk][outcome == Trial.REFUSED])
 
     def _move_chunk(self, work: Work, chunk: slice, *, outcome: NDArray[np.uint8], patience: Patience) -> None:
         """Move the folios of a chunk; write `outcome`, Trial as uint8[c]."""
@@ -219,7 +243,7 @@ class Mover:
         process = self.guard.process
 
         def call(which: NDArray[np.int64]) -> MoveResult:
-            return self._call(addresses[which], int(sizes[which].sum()), target=work.target, page_size=work.page_size)
+            return self._call(addresses[which], sizes[which], target=work.target, page_size=work.page_size)
 
         def locate(which: NDArray[np.int64]) -> NDArray[np.int32]:
             result = process.kernel.locate_pages(process.pid, addresses[which])
@@ -231,26 +255,41 @@ class Mover:
             addresses.size, target=work.target, call=call, locate=locate, patience=patience, trials=outcome
         )
 
-    def _call(self, addresses: NDArray[np.uint64], size: int, *, target: int, page_size: int) -> MoveResult:
-        """Make one call, if it may be made."""
-        self.guard.check()
-        self._await_pace()
-        self.guard.wait(self.bucket.take(size, self.clock()))
-        self._take_room(size, target=target, page_size=page_size)
-        process = self.guard.process
-        privileged = self.privileged
+    def _call(
+        self, addresses: NDArray[np.uint64], sizes: NDArray[np.int64], *, target: int, page_size: int
+    ) -> MoveResult:
+        """Move folios with `sizes` int64[n] in bytes, in one call, or in several where room comes bit by bit."""
+        status = np.full(addresses.size, UNWRITTEN, dtype=np.int32)
+        self.guard.wait(self.bucket.take(int(sizes.sum()), self.clock()))
+        first = 0
+        while first < addresses.size:
+            self.guard.check()
+            self._await_pace()
+            count = self.flight.take(sizes[first:], target=target, page_size=page_size)
+            part = slice(first, first + count)
+            result = self._made(addresses[part], int(sizes[part].sum()), target=target, page_size=page_size)
+            if result is None:
+                continue
+            status[part] = result.status
+            first += count
+            if result.not_moved:
+                return MoveResult(errno=0, not_moved=result.not_moved + addresses.size - first, status=status)
+        return MoveResult(errno=0, not_moved=0, status=status)
+
+    def _made(self, addresses: NDArray[np.uint64], size: int, *, target: int, page_size: int) -> MoveResult | None:
+        """Make one call; None where it is to be made again with less privilege. Raises what its error means."""
+        process, privileged = self.guard.process, self.privileged
         flags = MPOL_MF_MOVE_ALL if privileged else MPOL_MF_MOVE
         began = self.clock()
         try:
-            with self._watchdog.call(addresses.size):
+            with self.guard.watchdog.call(f"a kernel call over {count_text(addresses.size, 'page')}"):
                 result = process.kernel.move_pages(process.pid, addresses, numa_node=target, flags=flags)
         finally:
-            with self._lock:
-                self.on_flight[target] -= size
+            self.flight.landed(size, target=target)
         seconds = self.clock() - began
         if result.errno == errno.EPERM and privileged:
             self.privileged = False
-            return self._call(addresses, size, target=target, page_size=page_size)
+            return None
         if result.errno:
             self._end(result.errno, target=target, page_size=page_size)
         with self._lock:
@@ -265,43 +304,15 @@ class Mover:
             self.waiting = pace.reason
             if pace.pause <= 0:
                 return
-            if self._last is not None:
-                self.guard.tell(replace(self._last, waiting=pace.reason))
+            self.guard.tell_waiting(pace.reason)
             self.guard.wait(pace.pause)
 
     def _most(self, done: Pass) -> int:
         """Return the bytes of the next chunk; towards the end fewer, so that no mover is left with the last big one."""
         share = self.throttle.pace().share if self.throttle is not None else 1.0
-        left = done.planned - self.moved - sum(self.on_flight.values())
+        left = done.planned - self.moved - self.flight.total
         evenly = max(START, left // (2 * self.movers)) if self.movers > 1 else MOST
         return max(LEAST, int(min(self.size.size, self.bucket.most(), evenly) * share))
-
-    def _take_room(self, size: int, *, target: int, page_size: int) -> None:
-        """Count bytes as on flight. Raises Stopped when they do not fit any more."""
-        until = self.clock() + self.patience
-        while (short := self._room_short_of(size, target=target, page_size=page_size)) is not None:
-            if not self.on_flight.get(target) and self.clock() >= until:
-                raise self._full(short, size, target=target, page_size=page_size)
-            # Part of what is on flight has landed already and counts twice for now.
-            self.guard.wait(_LANDING)
-
-    def _room_short_of(self, size: int, *, target: int, page_size: int) -> int | None:
-        """Take room for so many bytes, or return how many there are where these are fewer."""
-        with self._lock:
-            flying = self.on_flight.get(target, 0)
-            safe = self.room(target, page_size) - flying
-            if size > safe:
-                return max(0, safe)
-            self.on_flight[target] = flying + size
-            return None
-
-    def _full(self, safe: int, size: int, *, target: int, page_size: int) -> Stopped:
-        if page_size > self.guard.process.kernel.page_size:
-            reason, seen = Reason.HUGEPAGE_POOL, f"are free in the pool of NUMA node {target}"
-        else:
-            reason = Reason.DESTINATION_FULL
-            seen = f"could still be taken on NUMA node {target} without making others give memory back"
-        return Stopped(reason, f"{size_text(safe)} {seen}, the next call needed {size_text(size)}")
 
     def _end(self, number: int, *, target: int, page_size: int) -> None:
         """Raise what an error of a whole call means (move_pages(2), ERRORS; mm/migrate.c)."""
@@ -318,7 +329,8 @@ class Mover:
             errno.ENODEV: Reason.NODE_HAS_NO_MEMORY,
         }.get(number, Reason.UNEXPLAINED)
         name = errno.errorcode.get(number, str(number))
-        raise Stopped(reason, f"move_pages to NUMA node {target} ended with {name}: {os.strerror(number)}")
+        kind = PlaceFull if number == errno.ENOMEM else Stopped
+        raise kind(reason, f"move_pages to NUMA node {target} ended with {name}: {os.strerror(number)}")
 
     def _await_exit(self) -> None:
         """Raise ProcessEnded when the process is gone soon: the kernel says EINVAL once its memory is torn down."""
@@ -328,23 +340,15 @@ class Mover:
             process.check()
             process.kernel.sleep(NAP)
 
-    def _report(self, done: Pass, number: int) -> None:
+    def _progress(self, done: Pass, number: int) -> Progress:
         with self._lock:
             passed = self.clock() - self._began
-            progress = Progress(
+            return Progress(
                 stage=Stage.MOVE,
                 pass_number=number,
-                bytes_done=done.moved,
+                bytes_done=self.moved,
                 bytes_total=done.planned,
                 bytes_per_second=int(self.moved / passed) if passed > 0 else 0,
                 call_p99=float(np.percentile(np.array(self.durations[-_RECENT:] or [0.0]), 99)),
                 waiting=self.waiting,
             )
-            self._last = progress
-        self.guard.tell(progress)
-
-    def _tell_long(self, call: LongCall) -> None:
-        """Tell of a call that takes long: it cannot be cancelled."""
-        if self._last is not None and not call.ended:
-            seen = f"a kernel call over {call.pages} pages has lasted {call.seconds:.0f} s and cannot be cancelled"
-            self.guard.tell(replace(self._last, waiting=seen))

@@ -24,6 +24,7 @@ from .kernel import Kernel
 from .listformat import parse_list
 from .mappings import Kind, Mapping
 from .process import ProcessFacts
+from .qemu_options import last, options
 from .reasons import Reason
 from .survey import Survey
 from .verdict import NO_NUMA_NODE
@@ -51,8 +52,8 @@ _FILES = {
     Holder.IO_URING: re.compile(r"^anon_inode:\[io_uring\]$"),
 }
 _DEVICES = frozenset({Holder.VFIO, Holder.IOMMUFD, Holder.VDPA, Holder.RDMA})
-_ENCRYPTED = ("sev-guest", "sev-snp-guest", "tdx-guest")
-"""QEMU's confidential-guest objects (qemu(1), -object)."""
+_ENCRYPTED = frozenset({"sev-guest", "sev-snp-guest", "tdx-guest"})
+"""Types of QEMU's objects that make a guest confidential (qemu(1), -object)."""
 _IO_BUFFERS = 16 << 20
 """Pinned memory below which, without any device, registered I/O buffers are the likely cause."""
 _HOLDS_RAM = frozenset({Kind.ANON, Kind.SHMEM, Kind.HUGETLB, Kind.FILE})
@@ -63,7 +64,8 @@ _PINS = re.compile(r"^nr_foll_pin_(acquired|released) (\d+)$", re.MULTILINE | re
 class Pins:
     """What speaks for pinned memory.
 
-    `files` are those open by what they speak for, `confidential` QEMU's object for an encrypted guest, empty for none.
+    `files` are those open by what they speak for, `confidential` what QEMU's command line has for an encrypted guest,
+    empty for nothing.
     In bytes: what the process is accounted (`mlocked` is the part of `locked`, VmLck, that mlock(2) explains; `pinned`
     is VmPin). `counted` are the pins of the whole host by NUMA node, in pages; empty where the kernel does not say.
     """
@@ -101,7 +103,7 @@ class Pins:
     def encrypted(self) -> str:
         """Say what speaks for an encrypted guest; empty for nothing."""
         if self.confidential:
-            return f"QEMU's command line names {self.confidential}"
+            return f"QEMU's command line has {self.confidential}"
         return "QEMU holds /dev/sev" if Holder.SEV in self.files else ""
 
     def consistent_with(self, numa_node: int) -> str:
@@ -119,15 +121,31 @@ def find_pins(process: ProcessFacts, mappings: Sequence[Mapping], counted: Table
     files = {
         holder: tuple(name for name in process.open_files if pattern.search(name)) for holder, pattern in _FILES.items()
     }
-    named = [word for argument in process.command_line for word in _ENCRYPTED if word in argument]
     return Pins(
         files={holder: names for holder, names in files.items() if names},
-        confidential=named[0] if named else "",
+        confidential=_confidential(process.command_line),
         locked=process.locked,
         mlocked=sum(mapping.end - mapping.start for mapping in mappings if "lo" in mapping.flags),
         pinned=process.pinned,
         counted=counted or {},
     )
+
+
+def _confidential(command_line: Sequence[str]) -> str:
+    """Return what on QEMU's command line makes a guest confidential, in words; empty for nothing.
+
+    The machine names the object that does, of whatever type: newer versions of QEMU have more types than are known
+    here, and the object itself may be in a file (-readconfig).
+    """
+    objects = [
+        (last(each, "id"), last(each, "qom-type")) for each in options(command_line, "object", implied="qom-type")
+    ]
+    for machine in options(command_line, "machine", "M", implied="type"):
+        if named := last(machine, "confidential-guest-support"):
+            kind = next((kind for name, kind in objects if name == named), "")
+            return f"confidential-guest-support={named}" + (f", a {kind}" if kind else "")
+    found = next((kind for _, kind in objects if kind in _ENCRYPTED), "")
+    return f"an object {found}" if found else ""
 
 
 def read_pin_counters(kernel: Kernel) -> dict[int, int]:
@@ -160,9 +178,10 @@ def meaning_of_refusal(pins: Pins, *, numa_node: int, pages: int) -> tuple[Reaso
         private = "guest_memfd is open" if Holder.GUEST_MEMFD in pins.files else ""
         return Reason.ENCRYPTED_GUEST, _clauses(pins.encrypted(), private, counter)
     covered = pins.counted.get(numa_node, pages) >= pages
-    if pins.bytes and covered:
-        ring = "an io_uring is open" if Holder.IO_URING in pins.files else ""
-        return Reason.PINNED_BY_IO, _clauses(pins.evidence(), ring, counter)
+    ring = Holder.IO_URING in pins.files
+    # Linux 7 does not account the buffers of a privileged process's rings as pinned any more (VmPin).
+    if covered and (pins.bytes or (ring and numa_node in pins.counted)):
+        return Reason.PINNED_BY_IO, _clauses(pins.evidence(), "an io_uring is open" if ring else "", counter)
     if not covered:
         told = f"only {pins.counted[numa_node]:,} pages are pinned on NUMA node {numa_node}, so not all of these"
         return Reason.EXTRA_REFERENCE, f"{told}; vmsplice and the like take references that are no pins"

@@ -103,13 +103,14 @@ def movable_bytes(parts: Iterable[MappingPages], *, targets: Targets, privileged
     return _demand(parts, targets, mask)
 
 
-def touchable_bytes(parts: Iterable[MappingPages], *, targets: Targets) -> Demand:
-    """Return the bytes off target that a touch brings out: what a NUMA hint hides, and what is swapped out."""
+def touchable_bytes(parts: Iterable[MappingPages], *, targets: Targets, swapped: bool = True) -> Demand:
+    """Return the bytes off target that a touch brings out: what a NUMA hint hides, and if wanted what is swapped."""
+    sought = HIDDEN | SWAPPED if swapped else HIDDEN
 
     def mask(part: MappingPages, target: int) -> NDArray[np.bool_]:
         if part.mapping.kind not in MOVABLE_KINDS:
             return np.zeros(part.page.size, dtype=np.bool_)
-        wanted: NDArray[np.bool_] = (part.numa_node != target) & ((part.flags & (HIDDEN | SWAPPED)) != 0)
+        wanted: NDArray[np.bool_] = (part.numa_node != target) & ((part.flags & sought) != 0)
         return wanted
 
     return _demand(parts, targets, mask)

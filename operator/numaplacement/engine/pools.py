@@ -102,9 +102,10 @@ def plan_pool(
     if wanted <= usable:
         return plan
     reserved = f", {pools.reserved} on the host are reserved" if pools.reserved else ""
+    counted_on = f", {size_text(held)} of that is reserved by other moves" if held else ""
     evidence = (
         f"{count_text(wanted, 'page')} of {size_text(size)} to move, {pools.on(numa_node).free} free in the pool of"
-        f" NUMA node {numa_node}{reserved}"
+        f" NUMA node {numa_node}{counted_on}{reserved}"
     )
     if not allowed:
         return replace(plan, evidence=evidence)

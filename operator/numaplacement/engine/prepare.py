@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping as Table
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Self
 
@@ -21,7 +21,9 @@ from .guard import Guard
 from .host import reading_host
 from .kernel import Kernel
 from .ledger import Ledger, Place, Reservation, Shortage
+from .listformat import format_list
 from .poolgrowth import GrownPools
+from .pools import PoolPlan, largest_block, plan_pool, read_pools
 from .process import HeldProcess
 from .reasons import ADVICE, Reason
 from .reclaim import Means, push_out, read_offer
@@ -42,7 +44,8 @@ class Refused(Exception):
 class Preparation:
     """One move's preparations, as a context: what it reserved and raised is given back at its end.
 
-    `notes` grow with what there is to tell; `rebind` is there where the container's cpuset.mems is to be written.
+    `notes` grow with what there is to tell, and hold all of it once the context has been left, whatever ended it;
+    `rebind` is there where the container's cpuset.mems is to be written.
     """
 
     process: HeldProcess
@@ -54,6 +57,7 @@ class Preparation:
     notes: list[Note] = field(default_factory=list)
     rebind: Rebind | None = None
     _landed: bool = False
+    _plans: dict[tuple[int, int], PoolPlan] = field(default_factory=dict)
     _reservation: Reservation | None = None
     _pools: GrownPools | None = None
     _stack: ExitStack = field(default_factory=ExitStack)
@@ -67,13 +71,23 @@ class Preparation:
         self.close()
 
     def close(self) -> None:
-        """Give back what was reserved and raised; more than once is once."""
-        self._stack.close()
-        if self._pools is not None:
-            for given in self._pools.given_back:
+        """Give back what was reserved and raised; more than once is once. What was not given back is in the notes."""
+        try:
+            self._stack.close()
+        finally:
+            self._tell_of_pools()
+
+    def _tell_of_pools(self) -> None:
+        """Take note of what stays raised, also where giving it back was interrupted: then go on with that first."""
+        pools, self._pools = self._pools, None
+        if pools is None:
+            return
+        try:
+            pools.give_back()
+        finally:
+            for given in pools.given_back:
                 if given.evidence:
                     self._note(Reason.HUGEPAGE_POOL, given.evidence, given.numa_node)
-            self._pools = None
 
     def prepare(self) -> None:
         """Do all that is needed before a thread or a page is touched.
@@ -83,9 +97,12 @@ class Preparation:
         self._find_container()
         self._reserve()
         self._rebind()
-        self._grow()
-        self._push_out()
-        self._make_contiguous()
+        with self.guard.watchdog.call("raising a huge-page pool"):
+            self._grow()
+        with self.guard.watchdog.call("pushing page cache out"):
+            self._push_out()
+        with self.guard.watchdog.call("compaction"):
+            self._make_contiguous()
 
     @property
     def kernel(self) -> Kernel:
@@ -136,33 +153,81 @@ class Preparation:
 
     def _reserve(self) -> None:
         """Reserve what the move is going to take, so that no other run counts on it too."""
+        self._plans = dict(self.gathered.pools)
         if self.ledger is None:
             return
-        wanted = {self._place(*key): count for key, count in self.gathered.facts.needed.items()}
-        for key, plan in self.gathered.pools.items():  # what stays behind for want of a page takes none
-            wanted[self._place(*key)] = (plan.need - plan.short) * plan.page_size
-        result = self.ledger.reserve(wanted, self._available)
+        self._plan_around_others(self.ledger)
+        result = self.ledger.reserve(self._wanted(), self._available)
+        if isinstance(result, Shortage) and self._grow_less(result):
+            result = self.ledger.reserve(self._wanted(), self._available)
         if isinstance(result, Shortage):
             reason = Reason.HUGEPAGE_POOL if result.place.page_size else Reason.DESTINATION_FULL
             raise Refused(refusal(reason, str(result)))
         self._reservation = self._stack.enter_context(result)
 
-    def _available(self, place: Place) -> int:
-        size = place.page_size or self.kernel.page_size
+    def _plan_around_others(self, ledger: Ledger) -> None:
+        """Plan anew for pools that other runs count on. Raises Refused where guest RAM would stay behind for that."""
         with reading_host():
-            there = room(self.kernel, place.numa_node, size)
-            if place.page_size:
-                plan = self.gathered.pools.get((place.numa_node, size))
-                return there + (plan.grow * size if plan else 0)
-            if Allow.RECLAIM in self.request.allow:
+            others = ledger.held_by_others() if self._plans else {}
+            for key, count in self.gathered.facts.needed.items():
+                if key not in self._plans or not (held := others.get(self._place(*key), 0)):
+                    continue
+                plan = self._plans[key] = plan_pool(
+                    count,
+                    pools=read_pools(self.kernel, key[1]),
+                    numa_node=key[0],
+                    allowed=Allow.GROW_HUGE_PAGES in self.request.allow,
+                    largest_block=largest_block(self.kernel),
+                    held=held,
+                )
+                if plan.short and weighty(plan, self.gathered.facts.total):
+                    raise Refused(refusal(Reason.HUGEPAGE_POOL, plan.evidence))
+
+    def _wanted(self) -> dict[Place, int]:
+        """Return what the move is going to take: of pools what they have, and else what they are to be raised by."""
+        wanted = {
+            self._place(*key): count for key, count in self.gathered.facts.needed.items() if key not in self._plans
+        }
+        for (numa_node, size), plan in self._plans.items():
+            wanted[Place(numa_node, size)] = min(plan.need, plan.usable) * size
+            wanted[Place(numa_node)] = wanted.get(Place(numa_node), 0) + plan.grow * size
+        return wanted
+
+    def _available(self, place: Place) -> int:
+        with reading_host():
+            there = room(self.kernel, place.numa_node, place.page_size or self.kernel.page_size)
+            if not place.page_size and Allow.RECLAIM in self.request.allow:
                 there += read_offer(place.numa_node, self.kernel).reclaimable
         return there
+
+    def _grow_less(self, missing: Shortage) -> bool:
+        """Leave pools as they are where there is no room to raise them, and say whether there are such.
+
+        Only those whose pages are so little of the VM that they may stay behind.
+        """
+        left = {
+            key: plan
+            for key, plan in self._plans.items()
+            if plan.grow and missing.place == Place(plan.numa_node) and not weighty(plan, self.gathered.facts.total)
+        }
+        for key, plan in left.items():
+            self._plans[key] = replace(plan, grow=0)
+            self._note(Reason.HUGEPAGE_POOL, f"{plan.evidence}; {missing}", plan.numa_node)
+        return bool(left)
 
     def _rebind(self) -> None:
         """Let the container's memory be on the targets, where that is allowed and it may not be there yet."""
         if Allow.REBIND_CPUSET not in self.request.allow or self.container is None:
             return
         targets = frozenset(self.gathered.facts.targets.numa_nodes)
+        if others := {cell.number for cell in self.gathered.cells} - set(self.request.cells):
+            self._no_rebind(
+                f"nothing is asked of {'guest cells' if len(others) > 1 else 'guest cell'} {format_list(others)}: the"
+                " kernel would move that memory to the targets too, in one call that cannot be stopped",
+                "Give every guest cell a NUMA node; or widen cpuset.mems of the VM's cgroup yourself, and do without"
+                " RebindCpuset.",
+            )
+            return
         if len(targets) > 1 and self.gathered.bindings:
             # The kernel rebinds by position: n-th NUMA node of the old set to n-th of the new.
             bound = ", ".join(sorted(self.gathered.bindings))
@@ -210,14 +275,18 @@ class Preparation:
         self.notes.append(Note(reason=Reason.VM_CPUSET, evidence=evidence, remedy=remedy))
 
     def _grow(self) -> None:
-        """Raise the pools that have to grow."""
-        plans = [plan for plan in self.gathered.pools.values() if plan.grow]
+        """Raise the pools that have to grow, from memory that neither this move nor another counts on otherwise."""
+        plans = [plan for plan in self._plans.values() if plan.grow]
         if not plans:
             return
-        self._pools = self._stack.enter_context(GrownPools(self.kernel))
+        self._pools = self._stack.enter_context(GrownPools(self.kernel, reservation=self._reservation))
         for plan in plans:
-            base = self.gathered.facts.needed.get((plan.numa_node, self.kernel.page_size), 0)
-            growth = self._pools.grow(plan, others=base)
+            others = self.gathered.facts.needed.get((plan.numa_node, self.kernel.page_size), 0)
+            if self._reservation is not None:
+                others += self._reservation.others(Place(plan.numa_node))
+            growth = self._pools.grow(plan, others=others)
+            if self._reservation is not None:  # it is the pool's now, or nobody's
+                self._reservation.used(plan.grow * plan.page_size, Place(plan.numa_node))
             if growth.pages < plan.grow and weighty(plan, self.gathered.facts.total):
                 raise Refused(refusal(Reason.HUGEPAGE_POOL, growth.evidence or plan.evidence))
             if growth.evidence:

@@ -18,6 +18,8 @@ _RAN, _WAITED = 0, 1
 """Fields of schedstat: nanoseconds on a CPU, and ready but without one (Documentation/scheduler/sched-stats.rst)."""
 _MOST_VCPUS = 24
 """Threads in a sample, each some 30 microseconds: a sample is to take less than a millisecond."""
+_ROUNDING = 0.001
+"""Seconds waited too long rather than too short."""
 _KTHREADD = "2"
 """Process id of the parent of all kernel threads."""
 
@@ -28,15 +30,24 @@ class Sources:
 
     memory: Path | None = None
     of_vm: bool = True
+    of_vcpus: bool = True
     kswapd: Mapping[int, Path] = field(default_factory=dict)
     vcpus: Mapping[int, Path] = field(default_factory=dict)
 
+    @property
+    def any(self) -> bool:
+        """Whether there is anything to read."""
+        return bool(self.memory or self.kswapd or self.vcpus)
 
-def find_sources(kernel: Kernel, *, pid: int, targets: Collection[int], cgroup: str, vcpus: Collection[int]) -> Sources:
+
+def find_sources(
+    kernel: Kernel, *, pid: int, targets: Collection[int], cgroup: str, vcpus: Collection[int], of_vcpus: bool = True
+) -> Sources:
     """Find, once for a run, the files sample() reads. What cannot be read is left out.
 
     `cgroup` is the VM's as cgroup_path() returns it; where it cannot be read, the pressure of the whole host is taken.
-    `vcpus` are thread ids of process `pid`; of more than _MOST_VCPUS, every second or third is watched. Kernels up to
+    `vcpus` are thread ids of process `pid`, all of them when it is not known which run vCPUs (not `of_vcpus`); of more
+    than _MOST_VCPUS, every second or third is watched. Kernels up to
     6.18 do not count reclaim by NUMA node (nodeN/vmstat has no pgscan): what is read is how long the NUMA node's own
     kswapd has run.
     """
@@ -46,6 +57,7 @@ def find_sources(kernel: Kernel, *, pid: int, targets: Collection[int], cgroup: 
     return Sources(
         memory=memory,
         of_vm=of_vm,
+        of_vcpus=of_vcpus,
         kswapd=_counting(kernel, _kswapd(kernel, targets)),
         vcpus=_counting(kernel, tasks),
     )
@@ -58,6 +70,7 @@ def sample(kernel: Kernel, sources: Sources) -> Sample:
     waits = {thread: _schedstat(kernel, path, _WAITED) for thread, path in sources.vcpus.items()}
     return Sample(
         of_vm=sources.of_vm,
+        of_vcpus=sources.of_vcpus,
         some=pressure.get("some"),
         full=pressure.get("full"),
         kswapd={node: seconds for node, seconds in kswapd.items() if seconds is not None},
@@ -68,7 +81,8 @@ def sample(kernel: Kernel, sources: Sources) -> Sample:
 class Throttle:
     """Tells mover threads at which pace to go; all threads of a run share one.
 
-    Made before the move; settle() right before its first call takes what was there in between for the baseline.
+    Made before the VM is looked at; settle(), once that is done and before anything is changed, takes what was there in
+    between for the baseline; begin() comes right before the first call.
     """
 
     def __init__(self, *, kernel: Kernel, sources: Sources, clock: Callable[[], float]) -> None:
@@ -83,11 +97,22 @@ class Throttle:
         self._go_at = self._sampled_at
 
     def settle(self) -> None:
-        """Take the time since this was made for what there is without the move; none if it was too short to tell."""
+        """Take the time since this was made for what there is without the move.
+
+        That must be a quarter of a second: it waits for what is missing of it, where there is anything to see.
+        """
+        missing = self._sampled_at + AT_MOST_EVERY - self._clock()
+        if missing > 0 and self._sources.any:
+            self._kernel.sleep(missing + _ROUNDING)
         with self._lock:
             previous, seconds = self._look(self._clock())
             if seconds >= AT_MOST_EVERY:
                 self._back_off.baseline = shares(previous, self._sample, seconds)
+
+    def begin(self) -> None:
+        """Look anew: what the preparations did to the VM and its neighbours is over."""
+        with self._lock:
+            self._look(self._clock())
 
     def pace(self) -> Pace:
         """Return the pace now; `pause` is what is left of it. Reads the counters when it is time to."""

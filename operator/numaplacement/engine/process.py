@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +51,12 @@ class ThreadFacts:
         """The number of the vCPU that QEMU runs in it; None for another thread."""
         named = _VCPU.match(self.name)
         return int(named[1]) if named else None
+
+
+def possible_vcpus(threads: Iterable[ThreadFacts]) -> tuple[ThreadFacts, ...]:
+    """Return the threads that QEMU runs vCPUs in; all of them where it names none, as without debug-threads=on."""
+    every = tuple(threads)
+    return tuple(thread for thread in every if thread.is_vcpu) or every
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ touches next to that thread. How often it has come to the end is mm->numa_scan_s
 it has been through all of it once at least since. It scans only while the process runs, 256 MiB at a time, so an
 idle process or a big one is watched for two of the longest scan periods instead, or for as long as the caller allows.
 
+It is held against where the verdict's last survey saw it: what comes back until somebody looks counts as well.
 Memory counts as stayed as long as no more came to be off target than the tolerance, 0.1 % of what is on target, or
 1 MiB, whichever is most: so much a VM's process does anyway, with stacks and buffers of its own.
 """
@@ -22,7 +23,9 @@ from .kernel import Kernel
 from .listformat import format_list
 from .mappings import NumaMapsRow
 from .process import HeldProcess
+from .reasons import Reason
 from .surveyor import read_numa_maps, reading
+from .verdict import NO_NUMA_NODE, Verdict
 from .wording import count_text, size_text
 
 _SHARE = 0.001
@@ -39,11 +42,13 @@ _LAST_CPU = 36
 """Field 39 of proc(5)'s stat, counted from the state, which is field 3."""
 _SCAN_SEQ = re.compile(r"^mm->numa_scan_seq\s*:\s*(\d+)", re.MULTILINE | re.ASCII)
 _COUNTERS = ("numa_hint_faults", "numa_pages_migrated")
+_NOT_LOOKED_AT = frozenset({Reason.NO_CELL, Reason.UNMIGRATABLE_MAPPING, Reason.SECRET_MEMORY})
+"""Residue in mappings of which nothing was asked, or whose memory never moves."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """Bytes of a process on their targets, and off them by NUMA node, from numa_maps."""
+    """Bytes of a process on their targets, and off them by NUMA node; see placement_at() and placement_of()."""
 
     on_target: int
     off_target: Table[int, int]
@@ -63,8 +68,21 @@ class Stay:
     evidence: str
 
 
+def placement_at(verdict: Verdict) -> Placement:
+    """Return where memory was when a verdict was come to, as far as a look at numa_maps sees the same memory.
+
+    Page cache that others map too was not asked to move, but stands in the same mappings as memory that was: numa_maps
+    does not tell the two apart, so it counts here and there.
+    """
+    off_target: dict[int, int] = {}
+    for row in verdict.residue:
+        if row.reason not in _NOT_LOOKED_AT and row.numa_node != NO_NUMA_NODE:
+            off_target[row.numa_node] = off_target.get(row.numa_node, 0) + row.bytes
+    return Placement(on_target=verdict.on_target, off_target=off_target)
+
+
 def placement_of(rows: Iterable[NumaMapsRow], *, target_of: Callable[[int], int | None]) -> Placement:
-    """Return where memory is; `target_of` says where that at an address belongs, None where nothing was asked."""
+    """Return where memory is; `target_of` says where that at an address belongs, None where nothing is to be seen."""
     on_target, off_target = 0, dict[int, int]()
     for row in rows:
         target = target_of(row.start)
@@ -88,7 +106,7 @@ def allowance(then: Placement, *, tolerance: int) -> int:
 
 
 def look(process: HeldProcess, *, target_of: Callable[[int], int | None]) -> Placement:
-    """Return where the memory of a process is now, to be taken right after the move. Raises as read_numa_maps()."""
+    """Return where the memory of a process is now. Raises as read_numa_maps()."""
     return placement_of(read_numa_maps(process.pid, process.kernel), target_of=target_of)
 
 

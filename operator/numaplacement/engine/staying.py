@@ -12,9 +12,11 @@ from .facts import targets_now
 from .guard import Guard
 from .host import read_host
 from .kernel import Kernel
-from .process import hold
+from .mappings import Kind, Mapping
+from .plan import MOVABLE_KINDS
+from .process import HeldProcess, hold
 from .reasons import ADVICE, Reason
-from .stay import look, watch
+from .stay import placement_at, watch
 from .surveyor import read_mappings
 from .targets import Targets
 from .verdict import Note, Outcome, Progress, Request, Stage, Verdict, Watcher
@@ -34,26 +36,27 @@ def with_stay(
     clock: Callable[[], float] = time.monotonic,
     pidfd: int | None = None,
 ) -> Verdict:
-    """Return a verdict that says whether memory stayed, right after the run that came to it.
+    """Return a verdict that says whether memory stayed since the run that came to it, however long ago that was.
 
-    Unchanged where nothing was placed, where the process ended meanwhile, and where the watcher cancels. Where files
-    cannot be read `stayed` is not known, and a note says so.
+    Unchanged where nothing came on target, where the process ended meanwhile, and where the watcher cancels. Where
+    files cannot be read `stayed` is not known, and a note says so.
     """
-    if verdict.outcome is not Outcome.PLACED:
+    if verdict.outcome is not Outcome.PLACED and not (verdict.outcome is Outcome.RESIDUE and verdict.moved):
         return verdict
     watcher.progressed(Progress(stage=Stage.STAY))
     try:
         with hold(pid, kernel, pidfd) as process:
-            targets = targets_now(process, request)
+            targets = _targets(process, request)
             mappings = {mapping.start: mapping for mapping in read_mappings(pid, kernel)}
 
             def target_of(start: int) -> int | None:
-                mapping = mappings.get(start)
-                return targets.default if mapping is None else targets.of(mapping)
+                made_since = Mapping(start=start, end=start, path="", kind=Kind.ANON)
+                mapping = mappings.get(start, made_since)
+                return targets.of(mapping) if mapping.kind in MOVABLE_KINDS else None
 
             stay = watch(
                 process,
-                then=look(process, target_of=target_of),
+                then=placement_at(verdict),
                 target_of=target_of,
                 target_cpus=_cpus(kernel, targets),
                 tolerance=request.tolerance_bytes + int(request.tolerance_share * verdict.asked),
@@ -79,7 +82,16 @@ def with_stay(
         )
         for numa_node, count in stay.came_back.items()
     )
-    return replace(verdict, stayed=False, notes=(*verdict.notes, *notes))
+    message = f"{verdict.message}; it did not stay: {stay.evidence}"
+    return replace(verdict, stayed=False, message=message, notes=(*verdict.notes, *notes))
+
+
+def _targets(process: HeldProcess, request: Request) -> Targets:
+    """Return what is asked of each mapping there is now. Raises ProcessEnded, and EngineError where that is unknown."""
+    targets = targets_now(process, request)
+    if not targets.numa_nodes:
+        raise EngineError("which memory is which guest cell's cannot be told any more")
+    return targets
 
 
 def _cpus(kernel: Kernel, targets: Targets) -> frozenset[int]:

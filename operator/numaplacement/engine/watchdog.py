@@ -15,17 +15,17 @@ from typing import Self
 
 @dataclass(frozen=True, kw_only=True)
 class LongCall:
-    """A call that has lasted `seconds` so far, or in all when it has `ended`; over how many `pages`."""
+    """A call that has lasted `seconds` so far, or in all when it has `ended`; `what` it is, in words."""
 
     call: int
-    pages: int
+    what: str
     seconds: float
     ended: bool
 
 
 @dataclass
 class _Call:
-    pages: int
+    what: str
     began: float
     told: bool = False
 
@@ -39,17 +39,17 @@ class Calls:
     _ended: list[LongCall] = field(default_factory=list)
     _numbers: Iterator[int] = field(default_factory=itertools.count)
 
-    def enter(self, pages: int, now: float) -> int:
+    def enter(self, what: str, now: float) -> int:
         """Take note that a call begins; return its number."""
         number = next(self._numbers)
-        self._open[number] = _Call(pages=pages, began=now)
+        self._open[number] = _Call(what=what, began=now)
         return number
 
     def leave(self, number: int, now: float) -> bool:
         """Take note that a call has ended; say whether that is to be told."""
         call = self._open.pop(number)
         if call.told:
-            self._ended.append(LongCall(call=number, pages=call.pages, seconds=now - call.began, ended=True))
+            self._ended.append(LongCall(call=number, what=call.what, seconds=now - call.began, ended=True))
         return call.told
 
     def due(self, now: float) -> list[LongCall]:
@@ -59,7 +59,7 @@ class Calls:
         for _, call in late:
             call.told = True
         return ended + [
-            LongCall(call=number, pages=call.pages, seconds=now - call.began, ended=False) for number, call in late
+            LongCall(call=number, what=call.what, seconds=now - call.began, ended=False) for number, call in late
         ]
 
     def rest(self, now: float) -> float:
@@ -101,10 +101,10 @@ class Watchdog:
             self._thread.join()
 
     @contextmanager
-    def call(self, pages: int) -> Iterator[None]:
-        """Watch the kernel call made in the `with` block, over so many pages."""
+    def call(self, what: str) -> Iterator[None]:
+        """Watch the kernel call made in the `with` block."""
         with self._changed:
-            number = self._calls.enter(pages, self._clock())
+            number = self._calls.enter(what, self._clock())
         try:
             yield
         finally:

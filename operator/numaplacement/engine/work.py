@@ -17,6 +17,8 @@ _ENOUGH = 512
 """Folios from which on no further mapping is added: a smallest chunk of base pages."""
 
 
+WorkPlace = tuple[int, int]
+"""Where folios go: a NUMA node, and the size of page, as base pages and those of each pool have room of their own."""
 BlockKey = tuple[int, int]
 """A block of a mapping, in any survey: the mapping's start address, and the block's number in the address space."""
 
@@ -53,6 +55,11 @@ class Work:
         self._first = np.cumsum([0, *counts])
         self.addresses = np.concatenate([piece.addresses for piece in pieces])
         self.sizes = np.concatenate([piece.units.length * piece.mapping.page_size for piece in pieces])
+
+    @property
+    def place(self) -> WorkPlace:
+        """Where the folios go."""
+        return self.target, self.page_size
 
     def blocks(self) -> set[BlockKey]:
         """Return the blocks the folios are of."""

@@ -10,7 +10,7 @@ GUEST  := $(PYTHON) -m tests.rig.guest
 
 .PHONY: help
 help: ## Show what there is to make.
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk 'BEGIN {FS = ":.*## "} {printf "  %-14s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | awk 'BEGIN {FS = ":.*## "} {printf "  %-14s %s\n", $$1, $$2}'
 
 .PHONY: setup
 setup: ## Install distribution packages, the virtual environment and what the demo needs of the Go tools.
@@ -21,7 +21,7 @@ demo: setup ## Move the memory of a running VM on an emulated host with four NUM
 	@$(PYTHON) -m tests.rig.demo
 
 .PHONY: test
-test: lint test-unit test-cluster test-kernel test-e2e ## Run every test.
+test: lint test-unit test-cluster test-kernel test-e2e ## Check and test all but test-causes, test-contents and the benches.
 	@echo "every stage of the tests passed"
 
 .PHONY: lint
@@ -45,8 +45,9 @@ test-kernel: setup ## Engine and host command against the machine's kernel with 
 	$(GUEST) --time-limit 2400 -- $(PYTEST) tests/kernel --ignore tests/kernel/causes --contents-moves 2
 
 .PHONY: test-causes
-test-causes: setup ## Every cause of residue made for real, on three kernels of Debian (downloads two).
+test-causes: setup ## Every cause of residue made for real, on three kernels of Debian (downloads two); docs/causes.md anew.
 	$(PYTHON) -m tests.rig.causes
+	$(PYTHON) -m tests.rig.matrix
 
 .PHONY: test-contents
 test-contents: setup ## Move VMs that write to all their memory forty times each; longest pauses in build/contents.json.
@@ -68,6 +69,10 @@ bench-engine: setup ## The engine against migratepages, a plain loop in C and DA
 .PHONY: bench-planning
 bench-planning: setup ## Plan the move of a VM of 256 GiB, without a kernel: seconds and memory.
 	@$(PYTHON) -m tests.bench.planning
+
+.PHONY: bench-show
+bench-show: setup ## How long `numaplace show` of a process of 4 GiB takes beyond the kernel's own time.
+	@$(PYTHON) -m tests.bench.show
 
 .PHONY: crds
 crds: ## Write the custom resource definitions anew from the models.

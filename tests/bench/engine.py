@@ -11,13 +11,16 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tests.rig.guest import REPOSITORY, Guest
 from tests.rig.kernels import get
 
+MOST_VERDICT = 2.0
+MOST_MISSED = 0.1
 RESULTS = REPOSITORY / "build" / "bench"
 COLUMNS = (
     "case",
@@ -57,6 +60,51 @@ def table(cases: Sequence[dict[str, Any]]) -> str:
     )
 
 
+@dataclass(frozen=True)
+class Target:
+    """One figure the engine is held to: what it is, which bound it has, and what was found."""
+
+    what: str
+    bound: str
+    found: float
+    met: bool
+
+
+def targets(result: dict[str, Any]) -> list[Target]:
+    """Return what the project promises of its speed, and whether this run bears it out."""
+    cases: dict[str, dict[str, Any]] = {case["case"]: case for case in result["cases"]}
+    ours = {name: case for name, case in cases.items() if name.endswith("against migratepages")}
+
+    def least(kind: str, pace: str, bound: float) -> Iterator[Target]:
+        for load in ("idle", "written to"):
+            case = ours.get(f"{kind}, {load}, {pace}, against migratepages")
+            if case:
+                found = case["ratio"]
+                yield Target(
+                    f"{kind}, {load}, {pace}: times as fast as migratepages", f">= {bound}", found, found >= bound
+                )
+
+    found = [*least("4 KiB", "flat out", 2.0), *least("4 KiB", "20 ms", 1.0)]
+    found += [*least("THP", "flat out", 1.5), *least("hugetlb", "flat out", 1.0)]
+    for name, case in ours.items():
+        if "written to, 20 ms" in name:
+            share = round(case["stall p99 us ours"] / max(case["stall p99 us theirs"], 0.1), 2)
+            what = f"{name.partition(',')[0]}: p99 stall of a writer, as a share of that under migratepages"
+            found.append(Target(what, "<= 1.0", share, share <= 1.0))
+    split = max((case["split unreported"] for case in cases.values()), default=0)
+    found.append(Target("bytes of huge pages split and not reported", "0", split, split == 0))
+    verdict = max((case["verdict s"] for case in cases.values()), default=0.0)
+    found.append(
+        Target("seconds of survey and verdict together, the longest", "<= 2", verdict, verdict <= MOST_VERDICT)
+    )
+    facts = result["facts"]
+    if "bandwidth cap missed by" in facts:
+        missed, cancel = facts["bandwidth cap missed by"], facts["seconds from cancel to verdict"]
+        found.append(Target("bandwidth cap missed by, share", "within 0.1", missed, abs(missed) <= MOST_MISSED))
+        found.append(Target("seconds from cancel to verdict", "<= 1", cancel, cancel <= 1))
+    return found
+
+
 def _show(stream: str, data: bytes) -> None:
     to = {"stdout": sys.stdout, "stderr": sys.stderr}[stream]
     to.buffer.write(data)
@@ -75,6 +123,8 @@ def main() -> None:
     print(table(result["cases"]))
     for fact, value in result["facts"].items():
         print(f"{fact}: {value}")
+    for target in targets(result):
+        print(f"{'met   ' if target.met else 'MISSED'} {target.what}: {target.found} ({target.bound})")
 
 
 if __name__ == "__main__":

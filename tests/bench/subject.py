@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -60,6 +61,15 @@ class Subject:
         """Bytes of its memory that are not on a NUMA node, from numa_maps."""
         pages = numa_pages(self.pid, self.address)
         return sum(count for where, count in pages.items() if where != numa_node) * 4096
+
+    def huge(self) -> int:
+        """Bytes of its memory in transparent huge pages, from smaps."""
+        text = Path(f"/proc/{self.pid}/smaps").read_text()
+        own = text.partition(f"\n{self.address:x}-")[2]
+        found = re.search(
+            r"^(?:AnonHugePages|ShmemPmdMapped): +([1-9]\d*) kB$", own.partition("VmFlags")[0], re.MULTILINE
+        )
+        return int(found[1]) * 1024 if found else 0
 
 
 @contextlib.contextmanager

@@ -80,7 +80,15 @@ def rebuild(child: MemoryProcess, before: object, *, room: int = 1 << 40, most: 
         return room if most is None or len(rooms) <= most else 0
 
     with hold(child.pid, kernel, None) as process:
-        result = collapse_blocks(process, blocks, huge=THP, room=room_of, check=lambda: None, clock=time.monotonic)
+        result = collapse_blocks(
+            process,
+            blocks,
+            huge=THP,
+            room=room_of,
+            check=lambda: None,
+            clock=time.monotonic,
+            watched=contextlib.nullcontext,
+        )
     assert set(rooms) <= {0}
     return result
 

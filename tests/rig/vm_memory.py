@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from collections.abc import Container
 from pathlib import Path
 
 
@@ -31,11 +32,12 @@ def node_cpus(numa_node: int) -> list[int]:
         raise VmError(f"this host has no NUMA node {numa_node}") from None
 
 
-def parse_numa_maps(text: str, address: int | None = None) -> dict[int, int]:
-    """4 KiB pages by NUMA node in a numa_maps text, of all mappings or of the one at `address` (proc(5))."""
+def parse_numa_maps(text: str, address: int | None = None, without: Container[int] = ()) -> dict[int, int]:
+    """4 KiB pages by NUMA node in a numa_maps text, of the mapping at `address` or of all but some (proc(5))."""
     pages: dict[int, int] = {}
     for line in text.splitlines():
-        if address is not None and int(line.split(maxsplit=1)[0], 16) != address:
+        start = int(line.split(maxsplit=1)[0], 16)
+        if start in without or address not in {None, start}:
             continue
         size = re.search(r"kernelpagesize_kB=(\d+)", line)
         for node, count in re.findall(r" N(\d+)=(\d+)", line):
@@ -44,10 +46,13 @@ def parse_numa_maps(text: str, address: int | None = None) -> dict[int, int]:
 
 
 def numa_pages(pid: int, address: int | None = None) -> dict[int, int]:
-    """4 KiB pages of a process by NUMA node, all of it or one mapping, from /proc/PID/numa_maps. No code of the
-    product is in this.
+    """4 KiB pages of a process by NUMA node, all of it or one mapping, from /proc/PID/numa_maps.
+
+    Without the pages of the kernel itself that each process maps ([vvar]): Linux 7 counts them, 6 does not.
     """
-    return parse_numa_maps(Path(f"/proc/{pid}/numa_maps").read_text(), address)
+    lines = map(str.split, Path(f"/proc/{pid}/maps").read_text().splitlines())
+    kernels_own = {int(words[0].split("-")[0], 16) for words in lines if words[-1].startswith("[v")}
+    return parse_numa_maps(Path(f"/proc/{pid}/numa_maps").read_text(), address, kernels_own)
 
 
 def memory_policy(pid: int, address: int) -> str:

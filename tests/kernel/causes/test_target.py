@@ -13,7 +13,7 @@ import pytest
 from numaplacement.engine.host import safe_on
 from numaplacement.engine.kernel import Kernel
 from numaplacement.engine.reasons import Reason
-from numaplacement.engine.verdict import Allow, Outcome
+from numaplacement.engine.verdict import Allow, Outcome, PageClass
 from tests.kernel.causes.cause_process import NUMA_NODES, cause_process, setting, status_kib
 from tests.kernel.causes.record import Judge
 from tests.kernel.memory_process import MIB, PAGE, MemoryProcess, memory_process, vmstat
@@ -46,9 +46,9 @@ def fragmented() -> Iterator[MemoryProcess]:
 def test_huge_pages_are_split_where_no_block_is_free(judge: Judge) -> None:
     """transparent huge pages, and a target that has room and not one free block of 2 MiB"""
     with memory_process(("thp", 8 * THP, [1])) as child:
-        splits = vmstat("thp_migration_split")
+        splits = vmstat("thp_split_page")
         verdict = move(child.pid)
-        assert vmstat("thp_migration_split") > splits
+        assert vmstat("thp_split_page") > splits
         judge(verdict, least=THP, most=8 * THP)
         assert verdict.outcome is Outcome.PLACED
         assert child.pages(region=0) == {0: 8 * THP // PAGE}
@@ -98,6 +98,22 @@ def test_swapped_memory_is_read_back_on_the_target(judge: Judge) -> None:
         swapped = status_kib(child.pid, "VmSwap") * 1024
         assert swapped >= 4 * MIB
         verdict = move(child.pid)
+        judge(verdict, overcome=swapped)
+        assert verdict.outcome is Outcome.PLACED
+        assert child.pages(region=0) == {0: 8 * MIB // PAGE}
+        assert child.ask("intact") == "True"
+
+
+@pytest.mark.cause(Reason.SWAPPED)
+@pytest.mark.usefixtures("swap")
+def test_swapped_shared_memory_is_read_back_on_the_target(judge: Judge) -> None:
+    """memory of a memfd, as of VMs with virtiofs, swapped out to zram"""
+    with cause_process(("memfd", 8 * MIB, [1])) as child:
+        assert child.ask("pageout 0") == "done"
+        swapped = 8 * MIB - sum(child.pages(region=0).values()) * PAGE
+        assert swapped >= 4 * MIB
+        verdict = move(child.pid)
+        assert sum(row.bytes for row in verdict.before if row.page_class is PageClass.SWAPPED) >= swapped
         judge(verdict, overcome=swapped)
         assert verdict.outcome is Outcome.PLACED
         assert child.pages(region=0) == {0: 8 * MIB // PAGE}

@@ -14,15 +14,20 @@ POOL = "hugepages/hugepages-2048kB"
 CGROUP = "sys/fs/cgroup/pod"
 
 
-def with_blocks(world: World) -> None:
-    """Have all that is free lie in blocks of 4 MiB, and NUMA nodes that can be compacted."""
+def with_blocks(world: World, *, fragmented: bool = False) -> None:
+    """Have all that is free lie in blocks of 4 MiB, where it is `fragmented` once the NUMA nodes are compacted."""
+    whole = [not fragmented]
 
     def buddyinfo() -> str:
-        return "".join(f"Node {node}, zone   Normal {'0 ' * 10}{safe >> 22}\n" for node, safe in world.safe.items())
+        blocks = {node: safe >> 22 if whole[0] else 0 for node, safe in world.safe.items()}
+        return "".join(f"Node {node}, zone   Normal {'0 ' * 10}{count}\n" for node, count in blocks.items())
+
+    def compact(_: str) -> None:
+        whole[0] = True
 
     world.texts["proc/buddyinfo"] = buddyinfo
     for numa_node in world.safe:
-        world.writes[f"{NODE}/node{numa_node}/compact"] = lambda _: None
+        world.writes[f"{NODE}/node{numa_node}/compact"] = compact
 
 
 def with_pools(world: World, **pages: tuple[int, int]) -> None:

@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 
 from numaplacement.engine.errors import EngineError
-from numaplacement.engine.ledger import Ledger
+from numaplacement.engine.ledger import Ledger, Place, Reservation
 from numaplacement.engine.run import run
 from numaplacement.engine.staying import with_stay
 from numaplacement.engine.verdict import Allow, Outcome, Request, Verdict
-from tests.unit.engine_world import MIB, PID, Recorder, Region, SimulatedKernel, World, see_that_sums_close
-from tests.unit.engine_world_faults import Fault, Faults, put_faults, put_faults_in_files
+from tests.unit.engine_world import MIB, PAGE, PID, Recorder, Region, SimulatedKernel, World, see_that_sums_close
+from tests.unit.engine_world_faults import ERRORS, Fault, Faults, method_of, put_faults, put_faults_in_files
 from tests.unit.engine_world_host import with_blocks, with_cgroup, with_more_evidence, with_page_cache, with_pools
 from tests.unit.engine_world_region import HUGE, PER_HUGE
 
@@ -45,6 +45,12 @@ def huge() -> World:
     world = World([ram])
     with_more_evidence(world)
     with_blocks(world)
+    return world
+
+
+def fragmented() -> World:
+    world = huge()
+    with_blocks(world, fragmented=True)
     return world
 
 
@@ -79,6 +85,7 @@ SCENES: dict[str, Scene] = {
     "dry run": (plain, {"dry_run": True}),
     "threads left": (plain, {"follow_threads": False, "allow": frozenset({Allow.REALTIME, Allow.PINNED_PART})}),
     "huge pages": (huge, {}),
+    "compaction": (fragmented, {}),
     "pools": (pools, {"allow": frozenset({Allow.GROW_HUGE_PAGES})}),
     "pools as they are": (pools, {}),
     "cpuset": (bound, {"allow": frozenset({Allow.REBIND_CPUSET})}),
@@ -112,7 +119,9 @@ def attempt(scene: Scene, root: Path, monkeypatch: pytest.MonkeyPatch, fault: Fa
     put_faults(kernel, trial.faults)
     request = Request(**{"target": 0, "movers": 1, **wish})
     pages, mems, threads = trial.pages_of_pools, world.mems, {**world.affinity}
-    with monkeypatch.context() as patched:
+    with closing(Ledger(root / "ledger")) as others, monkeypatch.context() as patched:
+        elsewhere = others.reserve({Place(3, 0): PAGE}, lambda _: PAGE)
+        assert isinstance(elsewhere, Reservation)
         put_faults_in_files(patched, trial.faults)
         try:
             more: dict[str, Any] = {"kernel": kernel, "watcher": Recorder(), "clock": lambda: world.now}
@@ -121,6 +130,7 @@ def attempt(scene: Scene, root: Path, monkeypatch: pytest.MonkeyPatch, fault: Fa
             trial.verdict = with_stay(trial.verdict, pid=PID, request=request, **more)
         except EngineError as error:
             trial.refused = str(error)
+        elsewhere.release()
     assert not [name for name in open_files() if name.startswith(str(root))], "a file is left open"
     assert trial.verdict is not None or trial.refused
     verdict = trial.verdict
@@ -187,9 +197,34 @@ def failures(scene: Scene, root: Path, monkeypatch: pytest.MonkeyPatch, faults: 
     return "\n".join(found)
 
 
-def test_every_call_fails_with_every_errno(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    faults = attempt(SCENES["plain"], tmp_path / "clean", monkeypatch, None).faults
-    assert failures(SCENES["plain"], tmp_path, monkeypatch, faults.each_errno()) == ""
+@pytest.fixture(scope="module")
+def sites(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
+    """The calls each scene makes that no earlier scene does."""
+    found: dict[str, set[str]] = {}
+    known: set[str] = set()
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for name, scene in SCENES.items():
+            calls = set(attempt(scene, tmp_path_factory.mktemp("sites") / "run", monkeypatch, None).faults.counts)
+            found[name] = calls - known
+            known |= calls
+    return found
+
+
+def test_no_call_is_left_out(sites: dict[str, set[str]]) -> None:
+    seen = set[str]().union(*sites.values())
+    assert {method_of(site) for site in seen} == set(ERRORS)
+    writes = {site.rpartition("/")[2] for site in seen if site.startswith("write ")}
+    assert writes >= {"compact", "nr_hugepages", "cpuset.mems", "reclaim", "stat_refresh"}
+
+
+@pytest.mark.parametrize("name", SCENES)
+def test_every_call_fails_with_every_errno(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sites: dict[str, set[str]]
+) -> None:
+    """All the man page names at calls that no earlier scene makes, and one at each of the others."""
+    faults = attempt(SCENES[name], tmp_path / "clean", monkeypatch, None).faults
+    every = [fault for fault in faults.each_errno() if fault.site in sites[name]]
+    assert failures(SCENES[name], tmp_path, monkeypatch, every) == ""
 
 
 @pytest.mark.parametrize("name", SCENES)

@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from numaplacement.engine.shared_swap import SharedFile
+from numaplacement.engine.mappings import Kind, Mapping
+from numaplacement.engine.shared_swap import SharedFile, open_shared
 
 PAGE = 4096
 
@@ -56,6 +58,29 @@ def test_a_file_that_became_shorter_is_an_error_of_the_system(path: Path, monkey
         monkeypatch.setattr(SharedFile, "_data", lambda *_: iter([(0, 20 * PAGE)]))
         with pytest.raises(OSError, match="shorter"):
             file.swapped(0, 20)
+
+
+def test_without_the_right_to_map_files_a_file_that_is_open_is_taken(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stat = path.stat()
+    device = f"{os.major(stat.st_dev):02x}:{os.minor(stat.st_dev):02x}"
+    opened: list[str] = []
+    original = os.open
+
+    def refusing(name: Path, *rest: int) -> int:
+        opened.append(str(name))
+        if "map_files" in str(name):
+            raise PermissionError
+        return original(name, *rest)
+
+    monkeypatch.setattr(os, "open", refusing)
+    mapping = Mapping(start=4096, end=8192, path="/memfd:ram", kind=Kind.SHMEM, device=device, inode=stat.st_ino)
+    with open_shared(Path("/proc/self"), mapping) as file:
+        assert not file.swapped(0, 10).any()
+    assert opened == ["/proc/self/map_files/1000-2000", str(path)]
+    with pytest.raises(PermissionError):
+        open_shared(Path("/proc/self"), replace(mapping, inode=1))
 
 
 def test_a_file_that_may_not_be_opened_is_an_error_of_the_system(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from .shared_swap import SharedFile
+from .mappings import Mapping
+from .shared_swap import SharedFile, open_shared
 
 MPOL_MF_MOVE = 1 << 1
 """Move pages that only this process maps (linux/mempolicy.h)."""
@@ -121,9 +122,9 @@ class Kernel:
         finally:
             os.close(descriptor)
 
-    def shared_file(self, pid: int, start: int, end: int) -> SharedFile:
-        """Open the file behind the mapping of a process from `start` to `end`; raises OSError."""
-        return SharedFile(self.process(pid, f"map_files/{start:x}-{end:x}"))
+    def shared_file(self, pid: int, mapping: Mapping) -> SharedFile:
+        """Open the file behind a shared mapping of a process; raises OSError."""
+        return open_shared(self.proc / str(pid), mapping)
 
     def collapse(self, pidfd: int, address: int, length: int) -> int:
         """Ask the kernel to make transparent huge pages of a range of another process, with process_madvise(2).

@@ -148,7 +148,7 @@ class Looker:
         """Return which base pages of a span of shared memory are swapped out, bool[n]; none where that is not told."""
         pages = span.end - span.first
         try:
-            with self.kernel.shared_file(self.pid, mapping.start, mapping.end) as file:
+            with self.kernel.shared_file(self.pid, mapping) as file:
                 return file.swapped(mapping.offset + span.first * self.base - mapping.start, pages)
         except OSError:
             return np.zeros(pages, dtype=np.bool_)

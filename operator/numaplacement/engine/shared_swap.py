@@ -20,17 +20,33 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
+from .mappings import Mapping
+
 _RESIDENT = np.uint8(1)
 _MAP_NORESERVE = 0x4000
 """From asm-generic/mman.h; Python's mmap knows it from 3.13 on."""
 
 
-class SharedFile:
-    """The file behind a shared mapping, opened by /proc/PID/map_files; raises OSError where that is not permitted.
+def open_shared(process: Path, mapping: Mapping) -> SharedFile:
+    """Open the file behind a shared mapping of a process, given its folder below /proc. Raises OSError.
 
-    It takes CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN (fs/proc/base.c, map_files). Nothing is written and no page is
-    touched.
+    By map_files, which takes CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN (fs/proc/base.c), or by a file the process has
+    open, as QEMU has its memory backends.
     """
+    try:
+        return SharedFile(process / f"map_files/{mapping.start:x}-{mapping.end:x}")
+    except PermissionError:
+        for path in (process / "fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                found = path.stat()
+                device = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}"
+                if (device, found.st_ino) == (mapping.device, mapping.inode):
+                    return SharedFile(path)
+        raise
+
+
+class SharedFile:
+    """The file behind a shared mapping; raises OSError. Nothing is written and no page is touched."""
 
     def __init__(self, path: Path) -> None:
         self._libc = ctypes.CDLL(None, use_errno=True)

@@ -10,12 +10,12 @@ from numaplacement.agent.following import Following
 from numaplacement.agent.orders import read_order
 from numaplacement.agent.support import Refusal
 from numaplacement.agent.verdict import Moment, failed, judged, queued, refused, residue_reason, under_way
-from numaplacement.api.conditions import Condition, State, find
+from numaplacement.api.conditions import Condition, State, find, shortened
 from numaplacement.api.migration import NO_NUMA_NODE, UNCOUNTED, UNTRIED, WOULD_MOVE, PageClass, Result
 from numaplacement.api.placement import Allowance
 from numaplacement.api.resources import to_document
 from numaplacement.engine import verdict as engine
-from numaplacement.engine.reasons import NOT_ASKED, Reason
+from numaplacement.engine.reasons import ADVICE, NOT_ASKED, Reason
 from numaplacement.reporting.books import RESULTS
 from numaplacement.reporting.wording import condition_reason, dominant, message_of, reason_of, sentence
 
@@ -161,10 +161,51 @@ def test_a_refusal_gives_its_first_reason_whatever_the_residue_says():
     assert message_of(found) == f"Nothing was touched: a device. Unplug it. {more}"
 
 
-@pytest.mark.parametrize("outcome", [engine.Outcome.PLACED, engine.Outcome.PLANNED, engine.Outcome.CANCELLED])
-def test_no_remedy_where_there_is_nothing_to_remedy(outcome):
-    found = verdict(outcome, message="all of it", residue=(row(Reason.SHARED_FILE, MIB, remedy="None needed."),))
-    assert message_of(found) == "All of it."
+LEFT = (row(Reason.BUSY, MIB), row(Reason.SHARED_FILE, 9 * MIB))
+TO_COME = (row(Reason.PLANNED, 90 * MIB), *LEFT)
+TOLD = {
+    "all on target": (engine.Outcome.PLACED, LEFT[1:], ""),
+    "within the tolerance": (engine.Outcome.PLACED, LEFT, "busy"),
+    "all would be moved": (engine.Outcome.PLANNED, TO_COME[::2], ""),
+    "some would stay": (engine.Outcome.PLANNED, TO_COME, "busy"),
+    "cancelled": (engine.Outcome.CANCELLED, LEFT, "cancelled"),
+    "gone": (engine.Outcome.PROCESS_GONE, (), ""),
+}
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_where_nothing_is_to_be_done_the_page_is_named_and_no_remedy(name):
+    outcome, residue, section = TOLD[name]
+    more = f" More: docs/reasons.md#{section}." if section else ""
+    assert message_of(verdict(outcome, message="so much of it", residue=residue)) == f"So much of it.{more}"
+
+
+def test_a_deadline_that_passed_is_its_own_reason():
+    found = verdict(engine.Outcome.DEADLINE, message="1 of 2", residue=LEFT)
+    remedy = ADVICE[Reason.DEADLINE].remedy
+    assert message_of(found) == f"1 of 2. {remedy} More: docs/reasons.md#deadline."
+
+
+@pytest.mark.parametrize("reason", list(Reason))
+@pytest.mark.parametrize("outcome", [engine.Outcome.RESIDUE, engine.Outcome.REFUSED])
+def test_what_to_do_and_where_to_read_more_survive_any_evidence(reason, outcome):
+    remedy, endless = ADVICE[reason].remedy, " ".join(["seen"] * 1000)
+    found = verdict(
+        outcome,
+        message=endless,
+        residue=(row(reason, MIB, remedy=remedy),),
+        refusals=(engine.Refusal(reason=reason, evidence=endless, remedy=remedy),)
+        if outcome is engine.Outcome.REFUSED
+        else (),
+    )
+    status = judged(MOMENT, found)
+    tail = f"{remedy} More: docs/reasons.md#{reason}."
+    assert status.residue[0].remedy == tail
+    if found.refusals or reason not in {*NOT_ASKED, Reason.PLANNED}:
+        assert ready(status).message.endswith(f" seen. {tail}")
+        # The operator writes more behind it, and cuts again.
+        again = " Attempt 100 of 100 follows at 23:59:59Z."
+        assert shortened(f"100 of 100 VMs are done. db: {ready(status).message}{again}").endswith(f" {tail}{again}")
 
 
 @pytest.mark.parametrize(
@@ -221,7 +262,7 @@ def test_all_of_the_verdict_is_in_the_status():
                 "bytes": MIB,
                 "permanent": False,
                 "evidence": "seen",
-                "remedy": "Do something.",
+                "remedy": "Do something. More: docs/reasons.md#vm-cpuset.",
             },
             {
                 "reason": "busy",
@@ -229,11 +270,17 @@ def test_all_of_the_verdict_is_in_the_status():
                 "bytes": 4096,
                 "permanent": False,
                 "evidence": "seen",
-                "remedy": "Do something.",
+                "remedy": "Do something. More: docs/reasons.md#busy.",
             },
         ],
         "notes": [
-            {"reason": "huge-pages-split", "numaNode": -1, "bytes": MIB, "evidence": "2 MiB pages", "remedy": "Wait."}
+            {
+                "reason": "huge-pages-split",
+                "numaNode": -1,
+                "bytes": MIB,
+                "evidence": "2 MiB pages",
+                "remedy": "Wait. More: docs/reasons.md#huge-pages-split.",
+            }
         ],
         "stayed": False,
         "threads": {"followed": 4, "left": 1, "cpus": "8-10,12", "message": "one is pinned"},
@@ -269,7 +316,7 @@ def test_nothing_moved_is_no_rate():
 
 
 def test_endless_words_are_cut():
-    long = "x" * 5000
+    long = "word " * 1000
     found = verdict(
         engine.Outcome.RESIDUE,
         message=long,
@@ -277,7 +324,8 @@ def test_endless_words_are_cut():
         threads=engine.ThreadOutcome(message=long),
     )
     status = judged(MOMENT, found)
-    assert len(status.residue[0].remedy) == len(ready(status).message) == len(status.threads.message) == 1024
+    told = (status.residue[0].remedy, ready(status).message, status.threads.message)
+    assert all(1000 < len(text) <= 1024 for text in told)
 
 
 REFUSAL = Refusal(reason="PodNotFound", seen="No process.", remedy="Look elsewhere.")

@@ -48,5 +48,14 @@ def test_a_condition_nobody_had_before_begins_now():
 
 def test_long_messages_are_cut_to_fit():
     assert len(shortened("x" * 5000)) == MESSAGE_LIMIT
-    assert shortened("x" * 5000).endswith("…")
     assert shortened("short") == "short"
+
+
+def test_messages_are_cut_in_their_middle_and_between_words():
+    evidence, remedy = " ".join(f"{number} MiB" for number in range(100, 600)), "Do something. More: page#reason."
+    cut = shortened(f"{evidence} {remedy}")
+    assert len(cut) <= MESSAGE_LIMIT
+    assert cut.startswith("100 MiB 101 MiB")
+    assert cut.endswith(f"599 MiB {remedy}")
+    assert set(cut.split()) <= {*f"{evidence} {remedy}".split(), "…"}
+    assert shortened(cut) == cut

@@ -10,7 +10,8 @@ import pytest
 
 from numaplacement.controller.reasons import Reason as OperatorReason
 from numaplacement.engine.reasons import ADVICE, Reason
-from numaplacement.reporting.wording import PAGE, condition_reason
+from numaplacement.reporting.page import PAGE
+from numaplacement.reporting.wording import condition_reason
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / PAGE).read_text()

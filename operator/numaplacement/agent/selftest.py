@@ -133,5 +133,5 @@ def _swap(facts: HostFacts) -> Check:
         passed=False,
         reason="SwapOn",
         message=f"The host has {format_bytes(facts.swap_total)} of swap space: memory that is swapped out is on no "
-        "NUMA node and comes back where the kernel likes.",
+        "NUMA node until a move reads it back on the target.",
     )

@@ -21,6 +21,9 @@ from .schema import ObservedModel
 
 MESSAGE_LIMIT = 1024
 """Longest condition message in characters: enough for a sentence per cause, small enough for `kubectl get -o wide`."""
+_KEPT = 320
+"""Characters at the end of a message that are never cut: what to do about it, and where to read more, stand there."""
+_CUT = " … "
 
 
 class ConditionStatus(enum.StrEnum):
@@ -126,5 +129,8 @@ def find(conditions: Iterable[Condition], kind: str) -> Condition | None:
 
 
 def shortened(message: str) -> str:
-    """Return `message`, cut so that it fits into a condition."""
-    return message if len(message) <= MESSAGE_LIMIT else message[: MESSAGE_LIMIT - 1] + "…"
+    """Return `message`, cut so that it fits into a condition: in its middle, which is evidence, and between words."""
+    if len(message) <= MESSAGE_LIMIT:
+        return message
+    head, tail = message[: MESSAGE_LIMIT - _KEPT - len(_CUT)], message[-_KEPT:]
+    return f"{head.rpartition(' ')[0] or head}{_CUT}{tail.partition(' ')[2] or tail}"

@@ -232,7 +232,8 @@ def _fulfilled(row: VmStatus, order: NumaMigration) -> Outcome:
     if status.result is Result.PLANNED:
         row = said(row, VmState.PLANNED, Reason.PLANNED, planned(status, target=order.spec.target))
     else:
-        row = said(row, VmState.PLACED, Reason.PLACED, placed(status, target=order.spec.target))
+        text = verdict(order)[1] if status.stayed is False else placed(status, target=order.spec.target)
+        row = said(row, VmState.PLACED, Reason.PLACED, text)
     return Outcome(row=row, state=State.READY, keep=(order.metadata.uid,))
 
 

@@ -59,6 +59,7 @@ class Stay:
     """Whether memory stayed, the bytes that came to be off target since by NUMA node, and what was seen.
 
     `scans` is how often AutoNUMA came to the end of the process meanwhile; None where the kernel does not say.
+    `balancing` is whether it was on.
     """
 
     stayed: bool
@@ -66,6 +67,7 @@ class Stay:
     seconds: float
     scans: int | None
     evidence: str
+    balancing: bool = True
 
 
 def placement_at(verdict: Verdict) -> Placement:
@@ -147,12 +149,19 @@ def watch(
         kernel.sleep(min(_POLL, max(0.0, ends - clock())))
     seconds = clock() - started
     parts = [
-        _came_back_text(back),
+        _came_back_text(back, stayed=stayed),
         _scans_text(scans, seconds=seconds) if balancing else "AutoNUMA is off",
         _counters_text(counters, _counters(kernel)) if balancing else "",
         "" if stayed else _threads_text(last_cpus(process), target_cpus),
     ]
-    return Stay(stayed=stayed, came_back=back, seconds=seconds, scans=scans, evidence="; ".join(filter(None, parts)))
+    return Stay(
+        stayed=stayed,
+        came_back=back,
+        seconds=seconds,
+        scans=scans,
+        evidence="; ".join(filter(None, parts)),
+        balancing=balancing,
+    )
 
 
 def scan_seq(pid: int, kernel: Kernel) -> int | None:
@@ -188,10 +197,11 @@ def _since(first: int | None, now: int | None) -> int | None:
     return None if first is None or now is None else now - first
 
 
-def _came_back_text(back: Table[int, int]) -> str:
+def _came_back_text(back: Table[int, int], *, stayed: bool) -> str:
     if not back:
         return "nothing came back"
-    return ", ".join(f"{size_text(count)} more on NUMA node {numa_node}" for numa_node, count in back.items())
+    more = ", ".join(f"{size_text(count)} more on NUMA node {numa_node}" for numa_node, count in back.items())
+    return f"{more}, no more than a VM does anyway (1 MiB or 0.1 %) or the tolerance" if stayed else more
 
 
 def _scans_text(scans: int | None, *, seconds: float) -> str:

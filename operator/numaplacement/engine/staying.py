@@ -23,6 +23,10 @@ from .verdict import Note, Outcome, Progress, Request, Stage, Verdict, Watcher
 
 LIMIT = 120.0
 """Seconds that two scans of AutoNUMA take at most by default (sysctl_numa_balancing_scan_period_max)."""
+_NOT_BY_AUTONUMA = (
+    "Let all threads of the VM follow: pages are made where threads run. Then see what else moves memory on this host,"
+    " such as numad or migratepages, and try again."
+)
 
 
 def with_stay(
@@ -78,7 +82,7 @@ def with_stay(
             numa_node=numa_node,
             bytes=count,
             evidence=stay.evidence,
-            remedy=ADVICE[Reason.MOVED_BACK].remedy,
+            remedy=ADVICE[Reason.MOVED_BACK].remedy if stay.balancing else _NOT_BY_AUTONUMA,
         )
         for numa_node, count in stay.came_back.items()
     )

@@ -52,8 +52,8 @@ def reading(pid: int) -> Iterator[None]:
         raise ProcessEnded from error
     except PermissionError as error:
         raise EngineError(
-            f"cannot read {error.filename or f'/proc/{pid}'}: run as root with CAP_SYS_PTRACE in the host's own user"
-            " namespace, and with hostPID"
+            f"cannot read {error.filename or f'/proc/{pid}'}: run it as root (sudo numaplace …); in a container give it"
+            " CAP_SYS_PTRACE and the host's process IDs; if you are root already, a security module denies it"
         ) from error
     except OSError as error:
         if error.errno == errno.EINVAL:  # what mountinfo says of a zombie, fs/proc_namespace.c

@@ -20,6 +20,8 @@ from numaplacement.api.quantities import format_seconds
 from numaplacement.engine import verdict as engine
 from numaplacement.engine.listformat import format_list
 
+from .page import with_link
+
 RESULTS = {
     engine.Outcome.PLACED: Result.PLACED,
     engine.Outcome.RESIDUE: Result.RESIDUE,
@@ -75,7 +77,7 @@ def _residue(row: engine.ResidueRow) -> Residue:
         bytes=row.bytes,
         permanent=row.permanent,
         evidence=shortened(row.evidence),
-        remedy=shortened(row.remedy),
+        remedy=shortened(with_link(row.remedy, reason=row.reason)),
     )
 
 
@@ -85,5 +87,5 @@ def _note(note: engine.Note) -> Note:
         numa_node=note.numa_node,
         bytes=note.bytes,
         evidence=shortened(note.evidence),
-        remedy=shortened(note.remedy),
+        remedy=shortened(with_link(note.remedy, reason=note.reason)),
     )

@@ -7,14 +7,15 @@ from collections.abc import Iterable
 
 from numaplacement.api.conditions import State
 from numaplacement.engine import verdict as engine
-from numaplacement.engine.reasons import NOT_ASKED, Reason
+from numaplacement.engine.reasons import ADVICE, NOT_ASKED, Reason
 
 from .books import RESULTS
+from .page import more
 
 _DONE = frozenset({engine.Outcome.PLACED, engine.Outcome.PLANNED})
 _NAMED_BY_RESIDUE = frozenset({engine.Outcome.RESIDUE, engine.Outcome.REFUSED})
-PAGE = "docs/reasons.md"
-"""The page of this project with a section for each reason, by its name."""
+_NAMED_BY_ITSELF = {engine.Outcome.CANCELLED: Reason.CANCELLED, engine.Outcome.DEADLINE: Reason.DEADLINE}
+_TO_BE_REMEDIED = _NAMED_BY_RESIDUE | {engine.Outcome.DEADLINE}
 
 
 def state_of(verdict: engine.Verdict) -> State:
@@ -32,15 +33,30 @@ def reason_of(verdict: engine.Verdict) -> str:
 
 
 def message_of(verdict: engine.Verdict) -> str:
-    """Return the condition message: what the engine says, and where memory stayed what to do and where to read more."""
-    reason, remedy = None, ""
+    """Return the condition message: what the engine says, and where memory stayed what to do and where to read more.
+
+    Memory within the tolerance, and what a dry run says would stay, asks for nothing to be done about it.
+    """
+    said, reason = sentence(verdict.message), _explained_by(verdict)
+    if reason is None:
+        return said
+    remedies = [refusal.remedy for refusal in verdict.refusals]
+    remedies += [row.remedy for row in verdict.residue if row.reason is reason]
+    remedies += [note.remedy for note in verdict.notes if note.reason is reason]
+    to_be_remedied = verdict.outcome in _TO_BE_REMEDIED or reason is Reason.MOVED_BACK
+    remedy = [*remedies, ADVICE[reason].remedy][0] if to_be_remedied else ""
+    return " ".join(filter(None, (said, remedy, more(reason))))
+
+
+def _explained_by(verdict: engine.Verdict) -> Reason | None:
+    """Return the reason whose section tells more of a verdict; None when all that was asked is there, or would be."""
     if verdict.refusals:
-        reason, remedy = verdict.refusals[0].reason, verdict.refusals[0].remedy
-    elif verdict.outcome in _NAMED_BY_RESIDUE:
-        reason = dominant(verdict.residue)
-        remedy = next((row.remedy for row in verdict.residue if row.reason is reason), "")
-    more = f"More: {PAGE}#{reason}." if reason is not None else ""
-    return " ".join(filter(None, (sentence(verdict.message), remedy, more)))
+        return verdict.refusals[0].reason
+    if verdict.outcome is engine.Outcome.PLACED and verdict.stayed is False:
+        return Reason.MOVED_BACK
+    if verdict.outcome in _NAMED_BY_ITSELF:
+        return _NAMED_BY_ITSELF[verdict.outcome]
+    return dominant(row for row in verdict.residue if row.reason is not Reason.PLANNED)
 
 
 def dominant(rows: Iterable[engine.ResidueRow]) -> Reason | None:

@@ -207,10 +207,10 @@ def become_nobody() -> None:
 @pytest.mark.parametrize(
     ("arguments", "prepare", "code", "words"),
     [
-        (("move", "--to", 0), become_nobody, 4, "run as root with CAP_SYS_PTRACE"),
-        (("explain", "--to", 0), become_nobody, 4, "run as root with CAP_SYS_PTRACE"),
-        (("show",), become_nobody, 1, "run as root with CAP_SYS_PTRACE"),
-        (("watch",), become_nobody, 1, "run as root with CAP_SYS_PTRACE"),
+        (("move", "--to", 0), become_nobody, 4, "run it as root (sudo numaplace"),
+        (("explain", "--to", 0), become_nobody, 4, "run it as root (sudo numaplace"),
+        (("show",), become_nobody, 1, "run it as root (sudo numaplace"),
+        (("watch",), become_nobody, 1, "run it as root (sudo numaplace"),
         (("move", "--to", 0), forbid_move_pages, 4, "--security-opt seccomp=unconfined"),
         (("plan", "--to", 0), forbid_move_pages, 4, "--security-opt seccomp=unconfined"),
     ],

@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 import signal
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
 
@@ -90,4 +93,26 @@ def interrupt(number: int = signal.SIGINT) -> None:
     handler(number, None)
 
 
-__all__ = ["COMMAND_LINE", "NOW", "PAGE", "PID", "QEMU", "UUID", "Desk", "Host", "Region", "World", "interrupt"]
+def command(monkeypatch: pytest.MonkeyPatch, desk: Desk, *arguments: str) -> None:
+    """Let the program itself (`cli/__main__.py`) be started with these arguments at a desk."""
+    monkeypatch.setattr(sys, "argv", ["numaplace", *arguments])
+    monkeypatch.setattr("numaplacement.cli.commands.numaplace", functools.partial(numaplace, obj=desk.surroundings()))
+
+
+def while_looking(desk: Desk, action: Callable[[], object]) -> None:
+    """Do something the first time that the mappings of the process are read."""
+
+    def read_on(path: Path) -> str:
+        return Host.read(desk.kernel, path)
+
+    def read(path: Path) -> str:
+        if path.name == "smaps":
+            desk.kernel.read = read_on  # type: ignore[method-assign]
+            action()
+        return read_on(path)
+
+    desk.kernel.read = read  # type: ignore[method-assign]
+
+
+__all__ = ["COMMAND_LINE", "NOW", "PAGE", "PID", "QEMU", "UUID", "Desk", "Host", "Region", "World"]
+__all__ += ["command", "interrupt", "while_looking"]

@@ -9,9 +9,12 @@ import time
 from collections.abc import Callable
 
 import pytest
+from rich.console import Console
 
-from numaplacement.cli.following import Bar, Lines, details, follower, format_rest, headline
+from numaplacement.cli.bar import Bar, Line, fitted
+from numaplacement.cli.following import Lines, follower
 from numaplacement.cli.output import PIPE_WIDTH, console
+from numaplacement.cli.progress import details, format_rest, headline
 from numaplacement.engine.verdict import Progress, Stage
 
 MIB = 1 << 20
@@ -71,6 +74,86 @@ def test_lines_come_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
         "Moving, pass 2", "Moving, pass 2", "Looking again",
     ]  # fmt: skip
     assert captured.out == ""
+
+
+def moved(mib: int) -> Progress:
+    rate = 64 * MIB if mib else 0
+    return Progress(stage=Stage.MOVE, pass_number=1, bytes_done=mib * MIB, bytes_total=9 * MIB, bytes_per_second=rate)
+
+
+def test_a_move_that_is_over_in_no_time_says_what_it_moved(capsys: pytest.CaptureFixture[str]) -> None:
+    with Lines(clock=lambda: 0.0) as lines:
+        for progress in (moved(0), moved(3), moved(9), Progress(stage=Stage.VERIFY)):
+            lines.progressed(progress)
+    assert capsys.readouterr().err.splitlines() == [
+        "Moving: 0 KiB of 9.0 MiB",
+        "Moving: 9.0 MiB of 9.0 MiB, 64.0 MiB/s",
+        "Looking again",
+    ]
+
+
+def test_a_move_that_breaks_off_says_how_far_it_came(capsys: pytest.CaptureFixture[str]) -> None:
+    with Lines(clock=lambda: 0.0) as lines:
+        for progress in (moved(0), moved(3)):
+            lines.progressed(progress)
+    assert capsys.readouterr().err.splitlines()[-1] == "Moving: 3.0 MiB of 9.0 MiB, 64.0 MiB/s, 0s left"
+
+
+SOME = Progress(
+    stage=Stage.MOVE, pass_number=1, bytes_done=3 << 30, bytes_total=64 << 30, bytes_per_second=1 << 30,
+    call_p99=0.0183,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("width", "text"),
+    [
+        (120, "- Moving [24]   4% 3.0 GiB of 64.0 GiB, 1.0 GiB/s, 1m01s left, p99 18.3ms"),
+        (93, "- Moving [24]   4% 3.0 GiB of 64.0 GiB, 1.0 GiB/s, 1m01s left, p99 18.3ms"),
+        (92, "- Moving   4% 3.0 GiB of 64.0 GiB, 1.0 GiB/s, 1m01s left, p99 18.3ms"),
+        (58, "- Moving   4% 1.0 GiB/s, 1m01s left, p99 18.3ms"),
+        (40, "- Moving   4% 1.0 GiB/s, 1m01s left"),
+        (34, "- Moving   4% 1m01s left"),
+        (20, "- Moving 1m01s left"),
+        (10, "- Moving"),
+    ],
+)
+def test_a_narrow_terminal_is_told_what_matters_most(width: int, text: str) -> None:
+    assert words_of(fitted(SOME, width)) == text
+
+
+def words_of(line: Line) -> str:
+    parts = ["-", line.headline, "[24]" if line.bar else "", line.percent, line.details]
+    return " ".join(filter(None, parts))
+
+
+@pytest.mark.parametrize("width", range(1, 160))
+@pytest.mark.parametrize("progress", [SOME, HALF, Progress(stage=Stage.STAY), Progress(stage=Stage.SURVEY)])
+def test_a_line_is_never_wider_than_the_terminal(progress: Progress, width: int) -> None:
+    line = fitted(progress, width)
+    assert line.width <= width or not (line.bar or line.percent or line.details)
+    screen = Terminal()
+    console_of = Console(file=screen, width=width, force_terminal=True, color_system=None)
+    bar = Bar(console_of)
+    bar.progressed(progress)
+    with console_of.capture() as capture:
+        console_of.print(bar.line())
+    (only,) = capture.get().splitlines()
+    assert len(only.rstrip()) <= width
+
+
+@pytest.mark.parametrize("stage", [Stage.SURVEY, Stage.THREADS, Stage.VERIFY, Stage.STAY])
+def test_no_percentage_where_nothing_is_counted(stage: Stage) -> None:
+    bar = Bar(Console(file=Terminal(), width=120))
+    bar.progressed(SOME)
+    bar.progressed(Progress(stage=stage, bytes_done=3))
+    line = fitted(Progress(stage=stage, bytes_done=3), 120)
+    assert (line.bar, line.percent) == (False, "")
+
+
+def test_what_can_be_ended_is_said_on_narrow_terminals_too() -> None:
+    assert "Ctrl-C ends" in fitted(Progress(stage=Stage.STAY), 40).headline
+    assert "AutoNUMA moves it back" in fitted(Progress(stage=Stage.STAY), 80).headline
 
 
 @pytest.mark.parametrize(

@@ -127,7 +127,10 @@ EXITS: dict[str, tuple[list[str], Callable[[Desk], Any], int, str]] = {
         or desk.files.update({"proc/self/status": "Mems_allowed_list:\t0-3\nSeccomp:\t0\nCapEff:\t0\n"}),
         4, "CONFIG_MIGRATION",
     ),
-    "no rights": (MOVE, lambda desk: forbid(desk, f"proc/{PID}/smaps"), 4, "run as root"),
+    "no rights": (
+        MOVE, lambda desk: forbid(desk, f"proc/{PID}/smaps"), 4,
+        "run it as root (sudo numaplace …); in a container give it CAP_SYS_PTRACE and the host's process IDs;",
+    ),
     "no /proc": (MOVE, lambda desk: desk.files.update({"proc/meminfo": OSError(5, "I/O error")}), 4, "mount"),
 }  # fmt: skip
 
@@ -151,6 +154,45 @@ def test_exit_codes(desk: Desk, name: str) -> None:
     assert words in " ".join(result.stderr.split())
     assert "Traceback" not in result.output
     assert (code in {1, 2, 4} and bool(words)) is not bool(result.stdout)
+
+
+BEFOREHAND: dict[str, tuple[str, int | None, str]] = {
+    "one NUMA node": ("NumaNodeHasNoMemory", 0, "memory on one NUMA node only (0)"),
+    "no NUMA at all": ("NumaNodeHasNoMemory", 0, "this kernel shows no NUMA nodes"),
+    "seccomp": ("SyscallBlocked", 0, "seccomp=unconfined"),
+    "no such call": ("SyscallBlocked", 0, "CONFIG_MIGRATION"),
+    "no rights": ("NoAccessToProcess", 0, "run it as root"),
+    "a kernel thread": ("Refused", None, "is a kernel thread"),
+    "no /proc": ("Refused", None, "cannot read the host's facts"),
+}
+
+
+@pytest.mark.parametrize("form", ["json", "yaml"])
+@pytest.mark.parametrize("command", ["plan", "move", "explain"])
+@pytest.mark.parametrize("name", BEFOREHAND)
+def test_what_is_refused_before_a_look_is_a_document_too(desk: Desk, name: str, command: str, form: str) -> None:
+    _, prepare, code, words = EXITS[name]
+    reason, numa_node, said = BEFOREHAND[name]
+    prepare(desk)
+    result = desk.run(command, VM, "--to", "0", "-o", form)
+    assert result.exit_code == code
+    document = yaml.safe_load(result.stdout)
+    fits(document, status_schema())
+    assert document["result"] == "Refused"
+    ready = next(each for each in document["conditions"] if each["type"] == "Ready")
+    assert (ready["status"], ready["reason"]) == ("False", reason)
+    assert ready["message"].startswith("Nothing was touched: ")
+    assert said in ready["message"]
+    assert words in ready["message"]
+    assert [(row["numaNode"], row["bytes"]) for row in document["residue"]] == ([(0, 0)] if numa_node == 0 else [])
+    assert all(row["remedy"].endswith(f"More: docs/reasons.md#{row['reason']}.") for row in document["residue"])
+    assert set(document) == set(yaml.safe_load(desk_of("refused", desk.root / "other").run(*MOVE, "-o", form).stdout))
+
+
+def desk_of(name: str, root: Path) -> Desk:
+    desk = Desk(root=root)
+    EXITS[name][1](desk)
+    return desk
 
 
 @pytest.mark.parametrize("outcome", list(Outcome))
@@ -303,8 +345,9 @@ def test_a_table_for_a_person(desk: Desk) -> None:
 def test_reasons_for_where_memory_is(desk: Desk) -> None:
     desk.files["proc/sys/kernel/numa_balancing"] = "1\n"
     desk.world.regions[0] = dataclasses.replace(desk.world.regions[0], policy="bind:1")
-    notes = {note["reason"]: note["evidence"] for note in desk.json("explain", VM, "--to", "0")["notes"]}
-    assert "bind:1" in notes["strict-binding"]
+    document = desk.json("explain", VM, "--to", "0")
+    notes = {note["reason"]: note["evidence"] for note in document["notes"]}
+    assert "bind:1" in next(row["evidence"] for row in document["residue"] if row["reason"] == "strict-binding")
     assert "1 vCPU thread and 1 other may run on CPUs 0-7 of NUMA nodes 0-3" in notes["new-on-source"]
     assert "numa_balancing is on" in notes["auto-numa"]
 
@@ -395,5 +438,6 @@ def test_where_a_reason_is_named_so_is_the_page_that_explains_it(desk: Desk) -> 
     told = desk.run("move", VM, "--to", "2").stdout
     assert page not in told
     refused = desk.run(*MOVE).stdout
-    assert "More: docs/reasons.md#vm-cpuset." in refused
+    assert refused.count("More: docs/reasons.md#vm-cpuset.") == 1
     assert refused.splitlines()[-1] == page
+    assert desk.json(*MOVE)["residue"][0]["remedy"].endswith(" More: docs/reasons.md#vm-cpuset.")

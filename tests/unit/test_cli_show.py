@@ -4,14 +4,17 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 from pathlib import Path
 
 import pytest
 import yaml
+from rich.console import Console
 
 from numaplacement.cli.processes import Candidate, named, read_candidate
-from tests.unit.cli_world import PAGE, PID, UUID, Desk, Region
+from numaplacement.cli.view_tables import memory_bars
+from tests.unit.cli_world import PAGE, PID, UUID, Desk, Region, World
 
 VM = str(PID)
 
@@ -153,7 +156,8 @@ def test_vms_one_may_not_look_at_are_listed_all_the_same(desk: Desk) -> None:
     result = desk.run("show")
     assert result.exit_code == 1
     assert result.stdout.splitlines()[1].split() == [VM, "prod_db", *"?????"]
-    assert "run as root" in result.stderr
+    assert "run it as root (sudo numaplace …)" in result.stderr
+    assert "if you are root already, a security module denies it" in result.stderr
     assert desk.run("show", "-o", "json").exit_code == 1
     assert json.loads(desk.run("show", "-o", "json").stdout) == {
         "vms": [{"pid": PID, "guest": "prod_db", "uuid": UUID}]
@@ -192,6 +196,7 @@ def test_what_a_move_would_be_refused_for(desk: Desk) -> None:
     text = desk.run("show", VM).stdout
     assert "vm-cpuset" in text
     assert "may use memory of NUMA nodes 1-2 only" in text
+    assert text.splitlines()[-1] == "What each reason means, and what to do: docs/reasons.md of this project."
 
 
 def test_a_map_for_a_person(desk: Desk) -> None:
@@ -245,7 +250,7 @@ def test_watch_of_a_process_one_may_not_look_at(desk: Desk) -> None:
     desk.files[f"proc/{PID}/numa_maps"] = PermissionError(13, "Permission denied", "x")
     result = desk.run("watch", VM)
     assert (result.exit_code, result.stdout) == (1, "")
-    assert "run as root" in result.stderr
+    assert "run it as root (sudo numaplace …)" in result.stderr
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
@@ -275,6 +280,109 @@ def test_help_names_every_exit_code(desk: Desk) -> None:
     text = desk.run("move", "--help").stdout
     assert [line.split()[0] for line in text.splitlines() if line.strip()[:1].isdigit()] == list("023451")
     assert "For experts" in " ".join(text.split())
+
+
+ONE_NODE = {"sys/devices/system/node/online": "0\n", "sys/devices/system/node/has_memory": "0\n"}
+NOWHERE = "this host has memory on one NUMA node only (0): there is nowhere to move it to"
+
+
+def test_a_host_with_one_numa_node_has_nowhere_to_move_memory_to(tmp_path: Path) -> None:
+    desk = Desk(root=tmp_path, world=World(regions=[Region(0x1000, [0] * 4)]))
+    desk.files |= ONE_NODE
+    text = desk.run("show", VM).stdout
+    assert NOWHERE in text
+    assert "Nothing was found" not in text
+    (risk,) = desk.json("show", VM)["risks"]
+    assert (risk["reason"], risk["numaNodes"], risk["evidence"]) == ("node-has-no-memory", "0", NOWHERE)
+    assert risk["remedy"].startswith("Run this on a host that lscpu shows several NUMA nodes of")
+    assert desk.run("show").exit_code == 0
+
+
+NO_NUMA = "this kernel shows no NUMA nodes; run one that is built with CONFIG_NUMA, and with the host's /sys mounted"
+
+
+@pytest.mark.parametrize("form", ["table", "json", "yaml"])
+@pytest.mark.parametrize("command", [["show"], ["show", VM], ["watch", VM]])
+def test_a_kernel_without_numa_has_nothing_to_show(desk: Desk, command: list[str], form: str) -> None:
+    missing = FileNotFoundError(2, "No such file or directory")
+    desk.files |= {"sys/devices/system/node/online": missing, f"proc/{PID}/numa_maps": missing}
+    result = desk.run(*command, "-o", form)
+    assert (result.exit_code, result.stdout, result.stderr) == (1, "", f"numaplace: {NO_NUMA}\n")
+
+
+@pytest.mark.parametrize("command", [["show"], ["show", VM], ["watch", VM]])
+def test_a_file_that_is_missing_is_not_the_end_of_the_process(desk: Desk, command: list[str]) -> None:
+    desk.files[f"proc/{PID}/numa_maps"] = FileNotFoundError(2, "No such file or directory", f"/proc/{PID}/numa_maps")
+    result = desk.run(*command)
+    assert result.exit_code == 1
+    assert "process 4242 lives, but" in result.stderr
+
+
+SWAPPED = [{"numaNode": -1, "bytes": 3 * PAGE}, {"numaNode": 1, "bytes": 8 * PAGE}]
+
+
+def test_what_is_swapped_out_counts(tmp_path: Path) -> None:
+    region = Region(0x10_0000, [1] * 8 + [-1] * 8, swapped={8, 9, 10})
+    desk = Desk(root=tmp_path, world=World(regions=[region]))
+    assert desk.json("show")["vms"][0]["bytes"] == SWAPPED
+    header, row = desk.run("show").stdout.splitlines()
+    assert header.split()[-3:] == ["3", "SWAP", "TOTAL"]
+    assert row.split()[2:] == ["-", "32", "KiB", "-", "-", "12", "KiB", "44", "KiB"]
+
+
+@pytest.mark.parametrize("form", ["table", "json"])
+def test_watch_tells_from_when_on_memory_is_swapped_out(tmp_path: Path, form: str) -> None:
+    region = Region(0x10_0000, [1] * 8 + [-1] * 8, swapped=set())
+    desk = Desk(root=tmp_path, world=World(regions=[region]))
+    looks = iter([set(), {8, 9, 10}, {8, 9, 10}])
+
+    def numa_maps() -> str:
+        region.swapped = next(looks, set())
+        return region.numa_maps()
+
+    desk.world.texts[f"proc/{PID}/numa_maps"] = numa_maps
+    result = desk.run("watch", VM, "--every", "1s", "-o", form)
+    if form == "json":
+        lines = [json.loads(line)["bytes"] for line in result.stdout.splitlines()]
+        assert lines == [SWAPPED[1:], SWAPPED, SWAPPED]
+        return
+    assert [line.split()[1:] for line in result.stdout.splitlines()] == [
+        ["-", "32", "KiB", "-", "-", "32", "KiB"],
+        ["-", "32", "KiB", "-", "-", "12", "KiB", "44", "KiB"],
+        ["-", "32", "KiB", "-", "-", "12", "KiB", "44", "KiB"],
+    ]
+    assert [line for line in result.stderr.splitlines() if "in all" in line] == [
+        "prod_db (pid 4242): bytes on NUMA nodes 0-3, and in all",
+        "prod_db (pid 4242): bytes on NUMA nodes 0-3, in swap, and in all",
+    ]
+
+
+@pytest.mark.parametrize("width", [22, 30, 60, 120])
+def test_a_map_that_is_watched_fits_the_terminal(width: int) -> None:
+    screen = Console(file=io.StringIO(), width=width)
+    made = memory_bars("prod_db (pid 4242)", {-1: 3 * PAGE, 1: 8 * PAGE, 2: 123 << 30}, (0, 1, 2), width=width)
+    with screen.capture() as capture:
+        screen.print(made)
+    lines = capture.get().splitlines()
+    assert max(map(len, lines)) <= max(width, 24)
+    rows = [line.rstrip(" #").split() for line in lines[-5:]]
+    assert rows[0] == ["NUMA", "NODE", "BYTES"]
+    assert rows[1:] == [["0", "-"], ["1", "32", "KiB"], ["2", "123.0", "GiB"], ["swap", "12", "KiB"]]
+    assert ("#" * 10 in capture.get()) is (width >= 60)
+
+
+@pytest.mark.parametrize("every", ["0s", "0ms"])
+def test_no_time_between_looks(desk: Desk, every: str) -> None:
+    result = desk.run("watch", VM, "--every", every)
+    assert result.exit_code == 2
+    assert f"{every} is no time between two looks" in " ".join(result.stderr.split())
+
+
+def test_help_says_what_3_means(desk: Desk) -> None:
+    text = " ".join(desk.run("move", "--help").stdout.split())
+    assert "3 residue: more than the tolerance is off target, or what was placed did not stay" in text
+    explain = " ".join(desk.run("explain", "--help").stdout.split())
+    assert "3 when more than the tolerance is not" in explain
 
 
 def test_memory_on_many_numa_nodes_adds_up(tmp_path: Path) -> None:

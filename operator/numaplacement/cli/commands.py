@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from typing import Unpack
 
 import click
@@ -15,28 +17,32 @@ from numaplacement.api.resources import to_document
 from numaplacement.engine.errors import EngineError, ProcessEnded
 from numaplacement.engine.process import read_process
 from numaplacement.engine.surveyor import read_numa_maps
-from numaplacement.engine.verdict import Outcome, Request, Verdict
+from numaplacement.engine.verdict import Note, Outcome, Request
 
 from .causes import causes
 from .completion import SHELLS, script
-from .exits import Exit, Fault, exit_of
+from .exits import Fault, Refused, exit_of
+from .explaining import Explained, command_of, explained
 from .looking import host_of, look, look_at_all
-from .output import Form, document_text, emit, output_option, rendered, say
+from .obstacles import see_numa_nodes
+from .output import Form, document_text, emit, output_option, rendered, say, see_that_stdout_is_open
 from .processes import Candidate, qemus
 from .running import carry_out, gone
 from .selection import chosen, required, selection
 from .surroundings import Surroundings
-from .verdict import status_of, verdict_tables, with_notes
+from .verdict import status_of, status_of_refusal, verdict_tables
 from .view_tables import process_tables, vms_table
 from .watching import watch as watch_process
 from .wish import Duration, MoveWish, TargetWish, move_options, request, target_of, target_options
 
+Process = tuple[int | None, str | None, int | None]
+"""PID, --vm and --pid, of which at most one is given."""
 _EXITS = """
 \b
 Exit codes:
   0  placed: all of it is on target, or what was asked for is told
   2  usage: the command line cannot be meant
-  3  residue: more than the tolerance is off target
+  3  residue: more than the tolerance is off target, or what was placed did not stay
   4  refused before anything was touched
   5  cancelled, or the deadline passed
   1  anything else
@@ -55,6 +61,7 @@ def numaplace(context: click.Context) -> None:
     Works on any KVM host, with libvirt or bare QEMU; needs root, and no cluster.
     """
     context.ensure_object(Surroundings)
+    see_that_stdout_is_open()
 
 
 @numaplace.command()
@@ -66,6 +73,7 @@ def show(around: Surroundings, /, *, qemu_pid: int | None, vm: str | None, any_p
 
     With its threads and pins, and what a move would be refused for. Without PID and --vm: all VMs of this host.
     """
+    see_numa_nodes(around.kernel)
     candidate = _asked(around, qemu_pid, vm, any_pid)
     if candidate is not None:
         view = look(candidate, around.kernel)
@@ -149,26 +157,23 @@ def explain(
     """Explain why memory is off the target.
 
     What keeps it there, and what put it there; nothing is touched. Ends with 0 when all of it is on
-    target, 3 when some is not, 4 when a move would be refused.
+    target or what is not is within the tolerance, 3 when more than the tolerance is not, 4 when a move
+    would be refused.
     """
     asked = request(dry_run=True, **wish)
-    candidate = _required(around, (qemu_pid, vm, any_pid))
-    started = around.now()
-    verdict = carry_out(candidate, asked, around)
-    try:
-        process = read_process(candidate.pid, around.kernel)
-        policies = read_numa_maps(candidate.pid, around.kernel)
-    except ProcessEnded as ended:
-        raise gone(candidate) from ended
-    except EngineError as error:
-        raise Fault(str(error)) from error
-    targets = frozenset(target_of(asked).numa_nodes)
-    told = with_notes(verdict, causes(process, policies, host_of(around.kernel), targets=targets))
-    _tell(status_of(told, started=started, now=around.now()), form)
-    code = exit_of(verdict)
-    if verdict.outcome is Outcome.PLANNED and not _tolerated(verdict, asked):
-        code = Exit.RESIDUE
-    sys.exit(code)
+    process = (qemu_pid, vm, any_pid)
+    with _refusals_told(around, form, asked):
+        candidate = _required(around, process)
+        started = around.now()
+        verdict = carry_out(candidate, asked, around)
+    if verdict.outcome not in {Outcome.PLANNED, Outcome.REFUSED}:
+        _tell(status_of(verdict, started=started, now=around.now()), form)
+        sys.exit(exit_of(verdict))
+    found = explained(
+        verdict, asked, causes=_causes(around, candidate, asked), again=command_of(asked, _words(process))
+    )
+    _tell(status_of(found.verdict, started=started, now=around.now(), said=found.said), form, found)
+    sys.exit(found.code)
 
 
 @numaplace.command()
@@ -176,7 +181,7 @@ def explain(
 @click.option(
     "--every",
     metavar="DURATION",
-    type=Duration(),
+    type=Duration(of_none="{} is no time between two looks"),
     default="2s",
     show_default=True,
     help="Time between two looks; a look walks the page tables of the process.",
@@ -202,26 +207,57 @@ def completion(shell: str) -> None:
     emit(script(numaplace, shell) + "\n")
 
 
-def _move(around: Surroundings, process: tuple[int | None, str | None, int | None], form: Form, asked: Request) -> None:
-    candidate = _required(around, process)
-    started = around.now()
-    verdict = carry_out(candidate, asked, around)
+def _move(around: Surroundings, process: Process, form: Form, asked: Request) -> None:
+    with _refusals_told(around, form, asked):
+        candidate = _required(around, process)
+        started = around.now()
+        verdict = carry_out(candidate, asked, around)
     _tell(status_of(verdict, started=started, now=around.now()), form)
     sys.exit(exit_of(verdict))
 
 
-def _tell(status: NumaMigrationStatus, form: Form) -> None:
+@contextlib.contextmanager
+def _refusals_told(around: Surroundings, form: Form, asked: Request) -> Iterator[None]:
+    """Write a document where a program reads it and nobody came to look at the memory; a person gets the sentence."""
+    started = around.now()
+    try:
+        yield
+    except Refused as refused:
+        if form is Form.TABLE:
+            raise
+        _tell(status_of_refusal(refused, asked, started=started, now=around.now()), form)
+        sys.exit(refused.exit_code)
+
+
+def _tell(status: NumaMigrationStatus, form: Form, found: Explained | None = None) -> None:
     ready = find(status.conditions, "Ready")
     message = ready.message if ready is not None else ""
-    text = (
-        rendered(*verdict_tables(status, message)) if form is Form.TABLE else document_text(to_document(status), form)
-    )
-    emit(text, otherwise=f"{status.result}: {message}")
+    if form is Form.TABLE:
+        text = rendered(*verdict_tables(status, message, headline=found.headline if found else None))
+    else:
+        text = document_text(to_document(status), form)
+    emit(text, otherwise=message if found else f"{status.result}: {message}")
 
 
-def _tolerated(verdict: Verdict, asked: Request) -> bool:
-    left = verdict.asked - verdict.on_target
-    return left <= asked.tolerance_bytes + int(asked.tolerance_share * verdict.asked)
+def _causes(around: Surroundings, candidate: Candidate, asked: Request) -> tuple[Note, ...]:
+    """Return what puts memory off the targets. Raises Fault."""
+    try:
+        process = read_process(candidate.pid, around.kernel)
+        policies = read_numa_maps(candidate.pid, around.kernel)
+    except ProcessEnded as ended:
+        raise gone(candidate) from ended
+    except EngineError as error:
+        raise Fault(str(error)) from error
+    targets = frozenset(target_of(asked).numa_nodes)
+    return causes(process, policies, host_of(around.kernel), targets=targets)
+
+
+def _words(process: Process) -> tuple[str, ...]:
+    """Return the words of a command line that name a process."""
+    qemu_pid, vm, any_pid = process
+    if vm is not None:
+        return ("--vm", vm)
+    return (str(qemu_pid),) if any_pid is None else ("--pid", str(any_pid))
 
 
 def _asked(around: Surroundings, qemu_pid: int | None, vm: str | None, any_pid: int | None) -> Candidate | None:
@@ -231,7 +267,7 @@ def _asked(around: Surroundings, qemu_pid: int | None, vm: str | None, any_pid: 
         raise Fault(str(error)) from error
 
 
-def _required(around: Surroundings, process: tuple[int | None, str | None, int | None]) -> Candidate:
+def _required(around: Surroundings, process: Process) -> Candidate:
     qemu_pid, vm, any_pid = process
     try:
         return required(around.kernel, qemu_pid=qemu_pid, vm=vm, any_pid=any_pid)

@@ -8,7 +8,9 @@ from typing import IO, Any
 
 import click
 
-from numaplacement.engine.verdict import Outcome, Verdict
+from numaplacement.engine.verdict import Outcome, Refusal, Verdict
+
+from .plain import plain
 
 
 class Exit(enum.IntEnum):
@@ -45,10 +47,14 @@ class Fault(click.ClickException):
 
     def show(self, file: IO[Any] | None = None) -> None:
         """Tell the person."""
-        click.echo(f"numaplace: {self.format_message()}", file=file, err=file is None)
+        click.echo(f"numaplace: {plain(self.format_message())}", file=file, err=file is None)
 
 
 class Refused(Fault):
-    """The same, before anything was touched of what was to be moved."""
+    """The same, before anything was touched of what was to be moved; `refusal` says it in parts where that is known."""
 
     exit_code = Exit.REFUSED
+
+    def __init__(self, message: str, refusal: Refusal | None = None) -> None:
+        super().__init__(message)
+        self.refusal = refusal

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from numaplacement.engine import facts as gathering
@@ -11,13 +12,17 @@ from numaplacement.engine.errors import EngineError, ProcessEnded
 from numaplacement.engine.host import HostFacts, read_host
 from numaplacement.engine.kernel import Kernel
 from numaplacement.engine.process import hold
-from numaplacement.engine.surveyor import located_bytes, read_numa_maps
-from numaplacement.engine.verdict import Request
+from numaplacement.engine.surveyor import located_bytes, read_numa_maps, reading
+from numaplacement.engine.verdict import NO_NUMA_NODE, Request
 
 from .exits import Fault
+from .obstacles import one_node
 from .processes import Candidate, held
 from .running import gone
 from .view import ProcessView, Seen, VmRow, process_view, vm_row
+
+_SWAPPED = re.compile(r"^VmSwap:\s+(\d+) kB$", re.MULTILINE | re.ASCII)
+_KIB = 1024
 
 
 def look(candidate: Candidate, kernel: Kernel) -> ProcessView:
@@ -44,6 +49,7 @@ def look(candidate: Candidate, kernel: Kernel) -> ProcessView:
     except EngineError as error:
         raise Fault(str(error)) from error
     of_any = next(iter(by_target.values()))
+    nowhere = one_node(host)
     seen = Seen(
         pid=candidate.pid,
         guest=candidate.guest,
@@ -53,7 +59,10 @@ def look(candidate: Candidate, kernel: Kernel) -> ProcessView:
         pins=of_any.pins,
         survey=before,
         policies=policies,
-        refusals=tuple((target, found) for target, each in by_target.items() for found in refusals(each.facts)),
+        refusals=(
+            *((target, nowhere) for target in by_target if nowhere is not None),
+            *((target, found) for target, each in by_target.items() for found in refusals(each.facts)),
+        ),
     )
     return process_view(seen)
 
@@ -63,14 +72,26 @@ def look_at_all(candidates: Iterable[Candidate], kernel: Kernel) -> tuple[tuple[
     rows, trouble = [], ""
     for candidate in candidates:
         try:
-            with held(candidate, kernel):
-                count: dict[int, int] | None = located_bytes(candidate.pid, kernel)
+            with held(candidate, kernel) as pidfd, hold(candidate.pid, kernel, pidfd):
+                count: dict[int, int] | None = bytes_of(candidate.pid, kernel)
         except ProcessEnded:
             continue
         except EngineError as error:
             count, trouble = None, str(error)
         rows.append(vm_row(candidate.pid, guest=candidate.guest, uuid=candidate.uuid, count=count))
     return tuple(rows), trouble
+
+
+def bytes_of(pid: int, kernel: Kernel) -> dict[int, int]:
+    """Return the bytes of a process by NUMA node, cheaply, with those swapped out under NO_NUMA_NODE where it has any.
+
+    Swapped out is what VmSwap counts: private memory. Raises ProcessEnded, and EngineError where files may not be read.
+    """
+    count = located_bytes(pid, kernel)
+    with reading(pid):
+        found = _SWAPPED.search(kernel.read(kernel.process(pid, "status")))
+    swapped = int(found[1]) * _KIB if found else 0
+    return {**({NO_NUMA_NODE: swapped} if swapped else {}), **count}
 
 
 def host_of(kernel: Kernel) -> HostFacts:

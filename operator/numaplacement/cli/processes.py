@@ -15,6 +15,8 @@ from numaplacement.engine.kernel import Kernel
 from numaplacement.engine.process import start_time
 from numaplacement.engine.surveyor import reading
 
+from .plain import plain
+
 _KERNEL_THREAD = 0x00200000
 """PF_KTHREAD (include/linux/sched.h), in field 9 of /proc/PID/stat."""
 _STATE, _FLAGS = 0, 6
@@ -68,7 +70,7 @@ class Candidate:
     @property
     def words(self) -> str:
         """The process as messages name it."""
-        return f"{self.guest} (pid {self.pid})" if self.guest else f"pid {self.pid}"
+        return f"{plain(self.guest)} (pid {self.pid})" if self.guest else f"pid {self.pid}"
 
 
 def read_candidate(pid: int, kernel: Kernel) -> Candidate:

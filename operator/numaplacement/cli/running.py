@@ -9,16 +9,15 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 
 from numaplacement.engine.errors import EngineError, ProcessEnded
-from numaplacement.engine.host import HostFacts, read_host
-from numaplacement.engine.kernel import Kernel
 from numaplacement.engine.ledger import Ledger
-from numaplacement.engine.listformat import format_list
+from numaplacement.engine.reasons import ADVICE, Reason
 from numaplacement.engine.run import run
 from numaplacement.engine.staying import LIMIT, with_stay
-from numaplacement.engine.verdict import Progress, Request, Stage, Verdict
+from numaplacement.engine.verdict import Outcome, Progress, Refusal, Request, Stage, Verdict
 
 from .exits import Fault, Refused
 from .following import Follower, follower
+from .obstacles import check_host
 from .output import say
 from .processes import Candidate, held
 from .surroundings import Surroundings
@@ -31,6 +30,11 @@ _AGAIN = (
     "Still waiting: a call of the kernel cannot be interrupted, and ends by itself (--call-latency says how long one"
     " may take). Nothing is lost by waiting; ending this program by force changes nothing about the call."
 )
+_LOOKING = "Ending; nothing was touched."
+_STAYING = "No longer watching; the verdict stands."
+_LOOKING_AGAIN = "Still waiting: the look under way ends by itself."
+_ENDED = Verdict(outcome=Outcome.CANCELLED, message="it was ended before it was done; nothing was touched")
+"""The verdict on a dry run that is ended."""
 
 
 class Interruptions:
@@ -63,9 +67,11 @@ class Watch:
         self._shown = shown
         self.interruptions = interruptions
         self.touched = False
+        self.stage = Stage.SURVEY
 
     def progressed(self, progress: Progress, /) -> None:
         """Hand on how far the run is."""
+        self.stage = progress.stage
         self.touched = self.touched or progress.stage is not Stage.SURVEY
         self._shown.progressed(progress)
 
@@ -75,18 +81,33 @@ class Watch:
 
 
 def carry_out(candidate: Candidate, request: Request, around: Surroundings) -> Verdict:
-    """Run the engine on a process and return its verdict. Raises Fault where it cannot even begin."""
+    """Run the engine on a process and return its verdict. Raises Fault where it cannot even begin.
+
+    The engine does not look whether a dry run is to end, which touches nothing and takes no longer than a survey.
+    """
     check_host(around.kernel)
     interruptions = Interruptions()
     with follower(clock=around.clock) as shown, interruptions.heard():
         watch = Watch(shown, interruptions)
         try:
             with held(candidate, around.kernel) as pidfd:
-                return _run(candidate, request, around, watch=watch, pidfd=pidfd)
+                verdict = _run(candidate, request, around, watch=watch, pidfd=pidfd)
         except ProcessEnded as ended:
             raise gone(candidate) from ended
         except EngineError as error:
-            raise (Fault if watch.touched else Refused)(str(error)) from error
+            raise Fault(str(error)) if watch.touched else _refused(error) from error
+        return _ENDED if request.dry_run and watch.cancelled() else verdict
+
+
+def _refused(error: EngineError) -> Refused:
+    """Return what ends the program where the engine cannot look; a right that is missing is a reason of its own."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, PermissionError):
+        cause = cause.__cause__
+    words, reason = str(error), Reason.NO_ACCESS
+    return Refused(
+        words, Refusal(reason=reason, evidence=words, remedy=ADVICE[reason].remedy) if cause is not None else None
+    )
 
 
 def _run(candidate: Candidate, request: Request, around: Surroundings, *, watch: Watch, pidfd: int) -> Verdict:
@@ -96,9 +117,19 @@ def _run(candidate: Candidate, request: Request, around: Surroundings, *, watch:
         while not future.done():
             wait([future], timeout=_LOOK)
             if watch.interruptions.count > told:
-                say(_AGAIN if told else _FIRST)
+                say(_on_interruption(watch, request, again=told > 0))
                 told = watch.interruptions.count
+        if watch.interruptions.count and not told:
+            say(_on_interruption(watch, request, again=False))
         return future.result()
+
+
+def _on_interruption(watch: Watch, request: Request, *, again: bool) -> str:
+    """Return what a person is told who wants the program to end."""
+    if watch.stage is Stage.STAY or request.dry_run:
+        first = _STAYING if watch.stage is Stage.STAY else _LOOKING
+        return _LOOKING_AGAIN if again else first
+    return _AGAIN if again else _FIRST
 
 
 def _whole_way(candidate: Candidate, request: Request, around: Surroundings, *, watch: Watch, pidfd: int) -> Verdict:
@@ -133,34 +164,3 @@ def _whole_way(candidate: Candidate, request: Request, around: Surroundings, *, 
 def gone(candidate: Candidate) -> Fault:
     """Return the fault of a process that ended before it could be looked at."""
     return Fault(f"process {candidate.pid} ended before its memory was looked at; nothing was touched")
-
-
-def check_host(kernel: Kernel) -> HostFacts:
-    """Return the host's facts. Raises Fault when no memory can be moved on it, whatever the process."""
-    try:
-        kernel.read(kernel.sys / "devices/system/node/online")
-    except OSError as error:
-        raise Refused(
-            "this kernel shows no NUMA nodes; run one that is built with CONFIG_NUMA, and with the host's /sys mounted"
-        ) from error
-    try:
-        host = read_host(kernel)
-    except EngineError as error:
-        raise Refused(str(error)) from error
-    with_memory = [node.numa_node for node in host.numa_nodes if node.has_memory]
-    if len(with_memory) < 2:  # noqa: PLR2004 - from and to
-        raise Refused(
-            f"this host has memory on one NUMA node only ({format_list(with_memory)}): there is nowhere to move it to;"
-            " run this on a host that lscpu shows several NUMA nodes of (a VM as host needs several guest cells)"
-        )
-    if not host.move_pages_allowed and host.seccomp_mode:
-        raise Refused(
-            "a seccomp filter forbids move_pages here, as container runtimes' default profiles do; run this on the host"
-            " itself, or the container with a profile that allows move_pages (--security-opt seccomp=unconfined)"
-        )
-    if not host.move_pages_allowed:
-        raise Refused(
-            "this kernel refuses move_pages even on this program's own memory; run a kernel built with CONFIG_NUMA and"
-            " CONFIG_MIGRATION, and without a security module that denies it"
-        )
-    return host

@@ -14,6 +14,7 @@ from numaplacement.engine.errors import EngineError, ProcessEnded
 from numaplacement.engine.kernel import Kernel
 
 from .exits import Fault, Refused
+from .plain import plain
 from .processes import Candidate, alike, named, qemus, read_candidate
 from .surroundings import Surroundings
 
@@ -29,7 +30,7 @@ class ProcessNumber(click.ParamType[int]):
         """Return the number."""
         text = str(value)
         if not (text.isascii() and text.isdecimal()):
-            self.fail(f"{text!r} is no process number; for a VM's name give --vm {text}", param, ctx)
+            self.fail(f"{text!r} is no process number; for a VM's name give --vm {plain(text)}", param, ctx)
         if int(text) < 1:
             self.fail(f"{text} is no process number: they begin with 1", param, ctx)
         return int(text)
@@ -66,7 +67,7 @@ def chosen(kernel: Kernel, *, qemu_pid: int | None, vm: str | None, any_pid: int
         return None
     candidate = _by_number(kernel, pid)
     if any_pid is None and not candidate.is_qemu:
-        program = (candidate.executable or candidate.command_line[0]).rsplit("/", 1)[-1]
+        program = plain((candidate.executable or candidate.command_line[0]).rsplit("/", 1)[-1])
         raise click.UsageError(
             f"Process {pid} is not a QEMU but {program or 'a program without a name'}; give --pid {pid} if you mean it,"
             " or run numaplace show to see the VMs of this host."
@@ -91,7 +92,7 @@ def _by_name(kernel: Kernel, name: str) -> Candidate:
         listed = ", ".join(each.words for each in found)
         same = len({each.guest for each in found}) == 1
         what = "give the PID" if same else "give NAMESPACE/NAME or the PID"
-        raise click.UsageError(f"{name} may be any of these VMs: {listed}; {what}.")
+        raise click.UsageError(f"{plain(name)} may be any of these VMs: {listed}; {what}.")
     if not found:
         meant = " or ".join(alike(there, name))
         names = ", ".join(each.words for each in there)
@@ -129,12 +130,12 @@ def _qemus(context: click.Context) -> tuple[Candidate, ...]:
 def _complete_vm(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     there = _qemus(context)
     names = dict.fromkeys(name for each in there for name in each.names[::-1] if name.startswith(incomplete))
-    return [CompletionItem(name) for name in names if len(named(there, name)) == 1]
+    return [CompletionItem(name) for name in names if name.isprintable() and len(named(there, name)) == 1]
 
 
 def _complete_pid(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     return [
-        CompletionItem(str(each.pid), help=each.guest)
+        CompletionItem(str(each.pid), help=plain(each.guest))
         for each in _qemus(context)
         if str(each.pid).startswith(incomplete)
     ]

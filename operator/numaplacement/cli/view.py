@@ -7,7 +7,6 @@ from collections.abc import Mapping as Table
 from dataclasses import dataclass
 
 from numaplacement.api.migration import ClassBytes
-from numaplacement.api.placement import NumaNodeBytes
 from numaplacement.api.schema import ObservedModel
 from numaplacement.engine.host import HostFacts
 from numaplacement.engine.listformat import format_list
@@ -70,13 +69,20 @@ class ProcessView(ObservedModel):
     risks: tuple[RiskView, ...]
 
 
+class PlaceBytes(ObservedModel):
+    """Memory on one NUMA node; on -1 what is swapped out, and on none."""
+
+    numa_node: int
+    bytes: int
+
+
 class VmRow(ObservedModel):
     """One VM of the host; `bytes` is absent where this user may not look."""
 
     pid: int
     guest: str
     uuid: str
-    bytes: tuple[NumaNodeBytes, ...] | None
+    bytes: tuple[PlaceBytes, ...] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,13 +134,8 @@ def process_view(seen: Seen) -> ProcessView:
 
 def vm_row(pid: int, *, guest: str, uuid: str, count: Table[int, int] | None) -> VmRow:
     """Return the row of a VM; `count` are bytes by NUMA node, None where this user may not look."""
-    rows = None if count is None else numa_node_bytes(count)
+    rows = None if count is None else tuple(PlaceBytes(numa_node=at, bytes=each) for at, each in sorted(count.items()))
     return VmRow(pid=pid, guest=guest, uuid=uuid, bytes=rows)
-
-
-def numa_node_bytes(count: Table[int, int]) -> tuple[NumaNodeBytes, ...]:
-    """Return bytes by NUMA node as the API has them."""
-    return tuple(NumaNodeBytes(numa_node=numa_node, bytes=amount) for numa_node, amount in sorted(count.items()))
 
 
 def _policies(rows: tuple[NumaMapsRow, ...]) -> tuple[PolicyView, ...]:

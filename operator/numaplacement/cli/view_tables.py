@@ -3,22 +3,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from collections.abc import Mapping as Mapped
 
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from numaplacement.api.migration import ClassBytes, PageClass
+from numaplacement.api.migration import NO_NUMA_NODE, ClassBytes, PageClass
 from numaplacement.api.quantities import format_percent
 from numaplacement.engine.wording import size_text
 
 from .output import cells, table
-from .verdict import numa_node_text
+from .plain import plain
+from .verdict import FOOTER, numa_node_text
 from .view import ProcessView, RiskView, ThreadView, VmRow
 
 _NOTHING = "-"
+_BAR = 40
+"""Characters of a bar that stands for all memory of a process."""
+_SHORTEST_BAR = 4
 
 
 def process_tables(view: ProcessView) -> Iterator[RenderableType]:
@@ -36,11 +40,12 @@ def process_tables(view: ProcessView) -> Iterator[RenderableType]:
     yield Text(f"Pinned memory:      {_pins(view)}")
     yield Text(f"AutoNUMA:           {'on, moves pages to the threads that use them' if view.auto_numa else 'off'}")
     yield Text("")
-    yield (
-        risks_table(view.risks)
-        if view.risks
-        else Text("Nothing was found that a move to any NUMA node of this host would be refused for.")
-    )
+    if not view.risks:
+        yield Text("Nothing was found that a move to any NUMA node of this host would be refused for.")
+        return
+    yield risks_table(view.risks)
+    yield Text("")
+    yield Text(FOOTER)
 
 
 def memory_map(rows: Sequence[ClassBytes]) -> Table:
@@ -73,12 +78,13 @@ def threads_table(threads: Iterable[ThreadView]) -> Table:
     made = table("THREADS", "KIND", "CPUS", "NUMA NODES", "NAMES", right=("THREADS",))
     for (cpus, numa_nodes, realtime, vcpu), names in together.items():
         kind = ", ".join(filter(None, ("vCPU" if vcpu else "other", realtime)))
-        made.add_row(*cells(str(len(names)), kind, cpus or _NOTHING, numa_nodes or _NOTHING, _names(names)))
+        lists = (each.replace(",", ", ") or _NOTHING for each in (cpus, numa_nodes))
+        made.add_row(*cells(str(len(names)), kind, *lists, _names(names)))
     return made
 
 
 def _names(names: Sequence[str]) -> str:
-    different = list(dict.fromkeys(names))
+    different = list(dict.fromkeys(map(plain, names)))
     shown = 3
     rest = len(different) - shown
     return ", ".join(different[:shown]) + (f" and {rest} more" if rest > 0 else "")
@@ -98,25 +104,46 @@ def risks_table(risks: Iterable[RiskView]) -> Table:
     """Return what a move would be refused for."""
     made = table("WOULD BE REFUSED", "TO NUMA NODE", "SEEN, AND WHAT TO DO")
     for risk in risks:
-        made.add_row(*cells(risk.reason, risk.numa_nodes, f"{risk.evidence}\n{risk.remedy}"))
+        made.add_row(*cells(risk.reason, risk.numa_nodes, f"{plain(risk.evidence)}\n{risk.remedy}"))
     return made
 
 
 def vms_table(rows: Sequence[VmRow], numa_nodes: Sequence[int]) -> Table:
-    """Return a row for each VM with its bytes on each of the host's NUMA nodes."""
-    headers = [f"NUMA {number}" for number in numa_nodes]
+    """Return a row for each VM with its bytes on each of the host's NUMA nodes, and in swap where any has some."""
+    counts = [None if row.bytes is None else {each.numa_node: each.bytes for each in row.bytes} for row in rows]
+    places = places_of(numa_nodes, {place for count in counts for place in count or ()})
+    headers = ["SWAP" if place == NO_NUMA_NODE else f"NUMA {place}" for place in places]
     made = table("PID", "VM", *headers, "TOTAL", right=("PID", *headers, "TOTAL"))
-    for row in rows:
-        amounts = (
-            ["?"] * (len(headers) + 1)
-            if row.bytes is None
-            else by_numa_node({each.numa_node: each.bytes for each in row.bytes}, numa_nodes)
-        )
-        made.add_row(*cells(str(row.pid), row.guest or _NOTHING, *amounts))
+    for row, count in zip(rows, counts, strict=True):
+        amounts = ["?"] * (len(headers) + 1) if count is None else by_place(count, places)
+        made.add_row(*cells(str(row.pid), plain(row.guest) or _NOTHING, *amounts))
     return made
 
 
-def by_numa_node(count: Mapped[int, int], numa_nodes: Sequence[int]) -> list[str]:
-    """Return the bytes on each NUMA node and their sum, as words."""
-    amounts = [count.get(number, 0) for number in numa_nodes]
+def places_of(numa_nodes: Sequence[int], seen: Container[int]) -> tuple[int, ...]:
+    """Return where memory is told of: the host's NUMA nodes, and NO_NUMA_NODE where anything was seen in swap."""
+    return (*numa_nodes, *((NO_NUMA_NODE,) if NO_NUMA_NODE in seen else ()))
+
+
+def by_place(count: Mapped[int, int], places: Sequence[int]) -> list[str]:
+    """Return the bytes in each place and the sum of all there are, as words."""
+    amounts = [count.get(place, 0) for place in places]
     return [size_text(amount) if amount else _NOTHING for amount in (*amounts, sum(count.values()))]
+
+
+def memory_bars(words: str, count: Mapped[int, int], numa_nodes: Sequence[int], *, width: int) -> Table:
+    """Return the bytes in each place with bars, on a screen of so many characters; `words` name the process."""
+    places = places_of(numa_nodes, count)
+    amounts = by_place(count, places)[:-1]
+    made = table("NUMA NODE", "BYTES", right=("BYTES",))
+    room = width - len("NUMA NODE") - max(map(len, ("BYTES", *amounts))) - 2 * made.padding[1]
+    longest = min(_BAR, room)
+    if longest >= _SHORTEST_BAR:
+        made.add_column("", no_wrap=True, overflow="crop")
+    made.title, made.title_justify = words, "left"
+    whole = sum(count.values()) or 1
+    for place, amount in zip(places, amounts, strict=True):
+        bar = "#" * round(count.get(place, 0) / whole * longest)
+        where = "swap" if place == NO_NUMA_NODE else str(place)
+        made.add_row(*cells(where, amount, *([bar] if len(made.columns) > 2 else [])))  # noqa: PLR2004 - with bars
+    return made

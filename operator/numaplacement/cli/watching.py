@@ -3,26 +3,27 @@
 
 from __future__ import annotations
 
-import sys
+import io
 from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
 
 from numaplacement.api.resources import to_document
 from numaplacement.engine.errors import EngineError, ProcessEnded
 from numaplacement.engine.listformat import format_list
-from numaplacement.engine.surveyor import located_bytes
+from numaplacement.engine.process import hold
+from numaplacement.engine.verdict import NO_NUMA_NODE
 
 from .exits import Fault
-from .looking import host_of
-from .output import Form, cells, console, document_text, emit, say, table
+from .looking import bytes_of, host_of
+from .obstacles import see_numa_nodes
+from .output import Form, console, document_text, emit, say, stream
 from .processes import Candidate, held
 from .running import Interruptions, gone
 from .surroundings import Surroundings
 from .view import vm_row
-from .view_tables import by_numa_node
+from .view_tables import by_place, memory_bars, places_of
 
 _NAP = 0.1
 """Seconds between two looks whether a signal came."""
@@ -30,9 +31,10 @@ _NAP = 0.1
 
 def watch(candidate: Candidate, around: Surroundings, *, form: Form, every: float) -> None:
     """Tell where the memory is, every so many seconds, until the process ends or a signal comes. Raises Fault."""
+    see_numa_nodes(around.kernel)
     numa_nodes = [node.numa_node for node in host_of(around.kernel).numa_nodes]
     interruptions = Interruptions()
-    screen = console(sys.stdout)
+    screen = console(stream("stdout") or io.StringIO())
     live = form is Form.TABLE and screen.is_terminal and not screen.is_dumb_terminal
     looks = _looks(candidate, around, every=every, interruptions=interruptions)
     with interruptions.heard():
@@ -48,16 +50,16 @@ def watch(candidate: Candidate, around: Surroundings, *, form: Form, every: floa
 def _looks(
     candidate: Candidate, around: Surroundings, *, every: float, interruptions: Interruptions
 ) -> Iterator[dict[int, int]]:
-    """Yield bytes by NUMA node."""
+    """Yield bytes by NUMA node, those in swap under NO_NUMA_NODE where there are any."""
     looked = False
     try:
-        with held(candidate, around.kernel) as pidfd:
+        with held(candidate, around.kernel) as pidfd, hold(candidate.pid, around.kernel, pidfd):
 
             def over() -> bool:
                 return interruptions.count > 0 or around.kernel.has_ended(pidfd)
 
             while not over():
-                count = located_bytes(candidate.pid, around.kernel)
+                count = bytes_of(candidate.pid, around.kernel)
                 looked = True
                 yield count
                 until = around.clock() + every
@@ -73,17 +75,7 @@ def _looks(
 def _live(looks: Iterator[dict[int, int]], screen: Console, candidate: Candidate, numa_nodes: Sequence[int]) -> None:
     with Live(console=screen, auto_refresh=False) as live:
         for count in looks:
-            live.update(_map(candidate, count, numa_nodes), refresh=True)
-
-
-def _map(candidate: Candidate, count: dict[int, int], numa_nodes: Sequence[int]) -> Table:
-    made = table("NUMA NODE", "BYTES", "", right=("BYTES",))
-    made.title = candidate.words
-    made.title_justify = "left"
-    whole = sum(count.values()) or 1
-    for number, amount in zip(numa_nodes, by_numa_node(count, numa_nodes), strict=False):
-        made.add_row(*cells(str(number), amount, "#" * round(count.get(number, 0) / whole * 40)))
-    return made
+            live.update(memory_bars(candidate.words, count, numa_nodes, width=screen.width), refresh=True)
 
 
 def _lines(
@@ -94,12 +86,16 @@ def _lines(
     form: Form,
     numa_nodes: Sequence[int],
 ) -> None:
-    if form is Form.TABLE:
-        say(f"{candidate.words}: bytes on NUMA nodes {format_list(numa_nodes)}, and in all")
+    told: tuple[int, ...] = ()
     for count in looks:
         now = around.now().strftime("%Y-%m-%dT%H:%M:%SZ")
         if form is Form.TABLE:
-            emit("  ".join((now, *by_numa_node(count, numa_nodes))) + "\n")
+            places = places_of(numa_nodes, {*count, *told})
+            if places != told:
+                swap = " in swap," if NO_NUMA_NODE in places else ""
+                say(f"{candidate.words}: bytes on NUMA nodes {format_list(numa_nodes)},{swap} and in all")
+                told = places
+            emit("  ".join((now, *by_place(count, places))) + "\n")
         else:
             row = vm_row(candidate.pid, guest=candidate.guest, uuid=candidate.uuid, count=count)
             emit(document_text({"time": now, **to_document(row)}, form, one_line=True))

@@ -40,6 +40,9 @@ class Duration(click.ParamType[float]):
 
     name = "duration"
 
+    def __init__(self, *, of_none: str = "with {} nothing would ever move") -> None:
+        self._of_none = of_none
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:  # noqa: ANN401
         """Return the seconds."""
         if isinstance(value, float):
@@ -49,7 +52,7 @@ class Duration(click.ParamType[float]):
         except ValueError as error:
             self.fail(str(error), param, ctx)
         if seconds <= 0:
-            self.fail(f"with {value} nothing would ever move", param, ctx)
+            self.fail(self._of_none.format(value), param, ctx)
         return seconds
 
 

@@ -39,9 +39,11 @@ NR_CAPSET, NR_MOVE_PAGES = 126, 279
 def untouched(child: MemoryProcess) -> Iterator[None]:
     """Whatever happens inside, the stopped child keeps its pages and its CPUs."""
     child.stop()
-    before = placement(child.pid), child.affinity()
+    before, cpus = placement(child.pid), child.affinity()
     yield
-    assert (placement(child.pid), child.affinity()) == before
+    after = placement(child.pid)
+    assert ([row for row in before if row not in after], [row for row in after if row not in before]) == ([], [])
+    assert child.affinity() == cpus
 
 
 def placement(pid: int) -> list[list[str]]:

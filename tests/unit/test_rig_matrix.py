@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.rig.matrix import BEGIN, END, MatrixError, cell, releases_of, rows_of, table, with_table
+from tests.rig.matrix import BEGIN, END, PAGE, MatrixError, cell, releases_of, rows_of, table, unnamed, with_table
 
 
 def record(**changes: Any) -> dict[str, Any]:
@@ -61,3 +61,12 @@ def test_the_table_is_put_between_its_markers() -> None:
     assert with_table(f"a\n{BEGIN}\nold\n{END}\nb\n", "new") == f"a\n{BEGIN}\nnew\n{END}\nb\n"
     with pytest.raises(MatrixError, match="has no lines"):
         with_table("a\n", "new")
+
+
+def test_the_page_has_a_row_for_every_reason() -> None:
+    assert unnamed(PAGE.read_text()) == []
+
+
+def test_every_cause_on_the_page_is_as_it_should_be() -> None:
+    made = PAGE.read_text().partition(BEGIN)[2].partition(END)[0]
+    assert [line for line in made.splitlines() if "not as it should be" in line] == []

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A target that has to be made ready first: compacted, its pool raised, page cache pushed out; and all given back."""
+"""A target that has to be made ready first: its pool raised, page cache pushed out; and all given back.
+
+Compaction is in test_compaction.py.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 import signal
 import subprocess
@@ -14,13 +16,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from numaplacement.engine.contiguity import compact, make_contiguous, read_blocks
+from numaplacement.engine.contiguity import compact
 from numaplacement.engine.host import safe_on
 from numaplacement.engine.kernel import MPOL_MF_MOVE_ALL, Kernel
 from numaplacement.engine.poolgrowth import GrownPools
 from numaplacement.engine.pools import PoolPlan, largest_block, plan_pool, read_pools, wandered
 from numaplacement.engine.reclaim import Means, admissible, push_out, read_offer, read_room
-from tests.kernel.causes.cause_process import setting
 from tests.kernel.memory_process import (
     MIB,
     PAGE,
@@ -36,7 +37,6 @@ HUGE = 2 * MIB
 NODES = Path("/sys/devices/system/node")
 POOL = "hugepages/hugepages-2048kB/nr_hugepages"
 PAGES = 8
-MADV_NOHUGEPAGE, MADV_POPULATE_WRITE, MADV_DONTNEED = 15, 23, 4
 pytestmark = pytest.mark.usefixtures("autonuma_off")
 
 
@@ -58,47 +58,6 @@ def move(process: MemoryProcess, pages: int, size: int, target: int, *, first: i
     result = Kernel().move_pages(process.pid, addresses, numa_node=target, flags=MPOL_MF_MOVE_ALL)
     assert (result.errno, result.not_moved) == (0, 0)
     assert (result.status == target).all()
-
-
-@pytest.fixture
-def fragmented() -> Iterator[None]:
-    """NUMA node 1 with some 250 MiB free, of which hardly more than 16 MiB in blocks of a huge page.
-
-    The kernel raises its watermarks for a while when it breaks up blocks (watermark_boost_factor), and CPUs keep pages
-    they freed in lists of their own (percpu_pagelist_high_fraction): not here.
-    """
-    size = 480 * MIB
-    with (
-        setting("/proc/sys/vm/watermark_boost_factor", "0"),
-        setting("/proc/sys/vm/min_free_kbytes", "8192"),
-        setting("/proc/sys/vm/percpu_pagelist_high_fraction", "100000"),
-        nearly_full(1, leave=size + 16 * MIB),
-        mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as area,
-    ):
-        area.madvise(MADV_NOHUGEPAGE)
-        with on_cpus_of(1):
-            area.madvise(MADV_POPULATE_WRITE)
-        for page in range(0, size, 2 * PAGE):
-            area.madvise(MADV_DONTNEED, page, PAGE)
-        yield
-
-
-@pytest.mark.skip(reason="not steady yet: what compaction gains depends on the layout that booting left")
-@pytest.mark.usefixtures("fragmented")
-def test_compaction_makes_room_for_huge_pages() -> None:
-    kernel = Kernel()
-    before = read_blocks(1, kernel, HUGE)
-    assert before.usable <= 48 * MIB
-    assert before.possible >= before.usable + 128 * MIB
-    scanned = vmstat("pgscan_direct") + vmstat("pgscan_kswapd")
-    found = make_contiguous(before.usable + 4 * MIB, numa_node=1, kernel=kernel, huge_page_size=HUGE)
-    assert found.enough, found.evidence
-    assert read_blocks(1, kernel, HUGE).usable >= before.usable + 4 * MIB
-    assert vmstat("pgscan_direct") + vmstat("pgscan_kswapd") == scanned
-    with memory_process(("thp", found.usable // HUGE // 2 * HUGE, [2])) as child:
-        splits = vmstat("thp_migration_split")
-        move(child, found.usable // HUGE // 2, HUGE, 1)
-        assert vmstat("thp_migration_split") == splits
 
 
 def test_compacting_a_numa_node_that_is_not_there_is_a_result() -> None:

@@ -2,8 +2,10 @@
 """memory_child.py with the kinds of memory that do not move, and with commands that make memory so.
 
 Kinds: secret (memfd_secret), mergeable (for KSM), file (`path`, from `offset` on, and only `pages` of it are touched),
-packet (a socket's ring), vcpu (what KVM maps for one), firmware (/dev/mem), forbidden (PROT_NONE), bound (to the NUMA
-node it is on), scattered (each page 2 MiB from the next, so that each needs a page table of its own).
+private (a private mapping of a memfd, every second page of it written to), packet (a socket's ring), vcpu (what KVM
+maps for one), firmware (/dev/mem), forbidden (PROT_NONE), bound (to the NUMA node it is on), scattered (each page 2 MiB
+from the next, so that each needs a page table of its own), gigantic (pages of 1 GiB of a pool, looked at in every 2
+MiB).
 """
 
 import ctypes
@@ -25,7 +27,7 @@ MPOL_BIND, MLOCK_ONFAULT = 2, 1
 KVM_CREATE_VM, KVM_CREATE_VCPU = 0xAE01, 0xAE41
 SOL_PACKET, PACKET_RX_RING = 263, 5
 FIRMWARE = 0xF0000
-MAP_NORESERVE, PR_SET_DUMPABLE = 0x4000, 4
+MAP_NORESERVE, MAP_HUGE_1GB, PR_SET_DUMPABLE = 0x4000, 30 << 26, 4
 CONTENTS = 4  # of mergeable pages
 
 
@@ -46,6 +48,18 @@ def of_file(spec):
     if not spec["path"].startswith("/dev/"):
         os.ftruncate(file, spec.get("offset", 0) + spec["size"])
     return mmap.mmap(file, spec["size"], offset=spec.get("offset", 0))
+
+
+def of_private(spec):
+    file = os.memfd_create("ram")
+    for page in range(spec["size"] // PAGE):
+        os.write(file, struct.pack("Q", page).ljust(PAGE, b"\0"))
+    return mmap.mmap(file, spec["size"], flags=mmap.MAP_PRIVATE)
+
+
+def of_gigantic(spec):
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | memory_child.MAP_HUGETLB | MAP_HUGE_1GB
+    return mmap.mmap(-1, spec["size"], flags=flags)
 
 
 def of_packets(spec):
@@ -79,6 +93,8 @@ def anonymous(spec):
 MAKERS = {
     "secret": of_secret,
     "file": of_file,
+    "private": of_private,
+    "gigantic": of_gigantic,
     "packet": of_packets,
     "vcpu": of_vcpu,
     "firmware": of_firmware,
@@ -91,7 +107,7 @@ MAKERS = {
 
 def step(kind):
     """Bytes from one page that is used to the next."""
-    return THP if kind == "scattered" else PAGE
+    return THP if kind in ("scattered", "gigantic") else PAGE
 
 
 class Region(memory_child.Region):
@@ -115,7 +131,8 @@ class Region(memory_child.Region):
             different = CONTENTS if self.kind == "mergeable" else len(self.words)
             self.known = [page % different for page in range(len(self.words))]
             for page, content in enumerate(self.known):
-                self.words[page] = content
+                if self.kind != "private" or page % 2 or self.words[page] != content:
+                    self.words[page] = content
         if self.kind == "bound":
             mask = ctypes.c_ulong(1 << spec["nodes"][0])
             where = ctypes.c_void_p(self.address), ctypes.c_ulong(self.size)
@@ -172,14 +189,37 @@ class Commands(memory_child.Commands):
         checked("munmap", LIBC.munmap(ctypes.c_void_p(gone.address), ctypes.c_size_t(gone.size)))
         return "done"
 
-    def fragment(self, size):
-        """Leave every second page free of so much memory where this process prefers it, and take whole blocks."""
-        area, address = aligned(int(size))
+    def promise(self, size):
+        """Map a page of a 1 GiB pool, which reserves it, and leave it untouched."""
+        self.promised = of_gigantic({"size": int(size)})
+        return "done"
+
+    def redeem(self):
+        """Touch what was promised."""
+        self.promised[0] = 1
+        return "done"
+
+    def lay(self, size):
+        """Lock so much memory in base pages, where this process prefers it."""
+        area, self.laid = aligned(int(size))
+        self.held = [area]
         area.madvise(memory_child.MADV_NOHUGEPAGE)
+        checked("mlock", LIBC.mlock(ctypes.c_void_p(self.laid), ctypes.c_size_t(int(size))))
+        return "done"
+
+    def lock(self, size):
+        """Lock so much memory in huge pages, where this process prefers it."""
+        area, address = aligned(int(size))
+        self.held.append(area)
+        area.madvise(memory_child.MADV_HUGEPAGE)
         checked("mlock", LIBC.mlock(ctypes.c_void_p(address), ctypes.c_size_t(int(size))))
+        return "done"
+
+    def fragment(self, size):
+        """Leave every second page free of what was laid, and take whole blocks."""
         for page in range(0, int(size), 2 * PAGE):
-            checked("madvise", LIBC.madvise(ctypes.c_void_p(address + page), PAGE, MADV_DONTNEED_LOCKED))
-        self.held, left = [area], sum(free_blocks(0))
+            checked("madvise", LIBC.madvise(ctypes.c_void_p(self.laid + page), PAGE, MADV_DONTNEED_LOCKED))
+        left = sum(free_blocks(0))
         while left:
             area, address = aligned((left + 1) * THP)
             self.held.append(area)

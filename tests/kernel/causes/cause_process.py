@@ -8,12 +8,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from numaplacement.engine.host import safe_on
+from numaplacement.engine.kernel import Kernel
 from numaplacement.engine.verdict import Progress, Stage
-from tests.kernel.memory_process import MemoryProcess, memory_process
+from tests.kernel.memory_process import MIB, MemoryProcess, memory_process
 from tests.kernel.test_engine_move import Watch
 
 CHILD = Path(__file__).with_name("cause_child.py")
 NUMA_NODES = Path("/sys/devices/system/node")
+VM = Path("/proc/sys/vm")
+THP = 2 * MIB
+ROOM = 128 * MIB
 
 
 def cause_process(
@@ -33,6 +38,28 @@ def setting(path: str | Path, value: str) -> Iterator[None]:
         yield
     finally:
         file.write_text(before)
+
+
+@contextlib.contextmanager
+def fragments(*, compactable: bool) -> Iterator[MemoryProcess]:
+    """NUMA node 0 with about 64 MiB free, and hardly a block of a huge page among it.
+
+    Between what is free lies locked memory, which the kernel may move or not to make blocks. CPUs keep pages they freed
+    in lists of their own (percpu_pagelist_high_fraction): not here.
+    """
+    with (
+        setting(VM / "compact_unevictable_allowed", "0"),  # or what takes the blocks has some made
+        setting(VM / "min_free_kbytes", "8192"),
+        setting(VM / "percpu_pagelist_high_fraction", "100000"),
+    ):
+        (VM / "drop_caches").write_text("3")
+        with cause_process(preferred=0) as hog:
+            assert hog.ask(f"lay {ROOM - 16 * MIB}") == "done"  # first, from blocks in which memory may be moved
+            assert hog.ask(f"lock {(safe_on(0, Kernel()) - 16 * MIB) // THP * THP}") == "done"
+            assert hog.ask(f"fragment {ROOM - 16 * MIB}") == "done"
+            assert safe_on(0, Kernel()) >= 32 * MIB
+            (VM / "compact_unevictable_allowed").write_text(str(int(compactable)))
+            yield hog
 
 
 @dataclass

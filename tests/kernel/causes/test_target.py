@@ -10,35 +10,22 @@ from pathlib import Path
 
 import pytest
 
-from numaplacement.engine.host import safe_on
-from numaplacement.engine.kernel import Kernel
 from numaplacement.engine.reasons import Reason
 from numaplacement.engine.verdict import Allow, Outcome, PageClass
-from tests.kernel.causes.cause_process import NUMA_NODES, cause_process, setting, status_kib
+from tests.kernel.causes.cause_process import NUMA_NODES, cause_process, fragments, setting, status_kib
 from tests.kernel.causes.record import Judge
 from tests.kernel.memory_process import MIB, PAGE, MemoryProcess, memory_process, vmstat
 from tests.kernel.test_engine_move import move
 
 THP = 2 * MIB
-VM = Path("/proc/sys/vm")
-ROOM = 128 * MIB
 pytestmark = pytest.mark.usefixtures("autonuma_off")
 
 
 @pytest.fixture(scope="module")
 def fragmented() -> Iterator[MemoryProcess]:
-    """NUMA node 0 with about 64 MiB free, and hardly a block of a huge page among it."""
-    with (
-        setting(VM / "compact_unevictable_allowed", "0"),
-        setting(VM / "min_free_kbytes", "8192"),
-        setting(VM / "percpu_pagelist_high_fraction", "100000"),  # or what is given back is kept in lists of the CPU
-    ):
-        (VM / "drop_caches").write_text("3")
-        size = (safe_on(0, Kernel()) - ROOM) // THP * THP
-        with cause_process(("thp", size, []), preferred=0, lock=True) as hog:
-            assert hog.ask(f"fragment {ROOM - 16 * MIB}") == "done"
-            assert safe_on(0, Kernel()) >= 32 * MIB
-            yield hog
+    """NUMA node 0 in pieces that the kernel may not put together."""
+    with fragments(compactable=False) as hog:
+        yield hog
 
 
 @pytest.mark.cause(Reason.HUGE_PAGES_SPLIT)

@@ -120,13 +120,13 @@ def reclaim() -> int:
     return vmstat("pgscan_kswapd") + vmstat("pgscan_direct")
 
 
-def free_above_watermarks(numa_node: int) -> bool:
-    """Whether the zones of a NUMA node have more free than their high watermarks (read here, not by the product)."""
+def free_above_watermarks(numa_node: int, watermark: str = "high") -> bool:
+    """Whether the zones of a NUMA node have more free than these watermarks (read here, not by the product)."""
     text = Path("/proc/zoneinfo").read_text()
-    pattern = rf"^Node {numa_node}, zone\s+\w+$.*?pages free\s+(\d+).*?high\s+(\d+)"
+    pattern = rf"^Node {numa_node}, zone\s+\w+$.*?pages free\s+(\d+).*?{watermark}\s+(\d+)"
     zones = re.findall(pattern, text, re.MULTILINE | re.DOTALL)
     assert zones
-    return sum(int(free) for free, _ in zones) > sum(int(high) for _, high in zones)
+    return sum(int(free) for free, _ in zones) > sum(int(mark) for _, mark in zones)
 
 
 def fill(hog: MemoryProcess, numa_node: int, *, leave: int) -> None:

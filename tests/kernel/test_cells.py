@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,10 +80,13 @@ Start = Callable[..., Guest]
 
 @pytest.fixture
 def guest(tmp_path: Path) -> Iterator[Start]:
-    """Starts a QEMU with the given backends, the first for cell 0; `cgroup` is the one it is started in."""
+    """Starts a QEMU with the given backends, the first for cell 0; `cgroup` is the one it is started in.
+
+    `more` are more words of its command line.
+    """
     running: list[subprocess.Popen[bytes]] = []
 
-    def start(*backends: str, cgroup: Path | None = None) -> Guest:
+    def start(*backends: str, cgroup: Path | None = None, more: Sequence[str | Path] = ()) -> Guest:
         monitor = tmp_path / f"monitor{len(running)}.sock"
         command = ["qemu-system-x86_64", "-S", "-nodefaults", "-display", "none", "-name", "guest=a_b,debug-threads=on"]
         command += [
@@ -97,6 +100,8 @@ def guest(tmp_path: Path) -> Iterator[Start]:
         command += ["-smp", "2,sockets=1,cores=2,threads=1"]
         for cell, backend in enumerate(backends):
             command += ["-object", backend, "-numa", f"node,nodeid={cell},cpus={cell},memdev=ram-node{cell}"]
+
+        command += map(str, more)
 
         def enter() -> None:
             if cgroup is not None:

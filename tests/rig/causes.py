@@ -27,7 +27,19 @@ def reproduce(name: str, words: Sequence[str]) -> int:
     `words` are more words for pytest. Raises GuestError and KernelError.
     """
     kernel = None if name == MACHINE else get(name)
-    pytest = [Path(sys.executable), "-m", "pytest", "tests/kernel", "-m", "cause", "-q", "--durations=5", *words]
+    pytest = [
+        Path(sys.executable),
+        "-m",
+        "pytest",
+        "tests/kernel",
+        "-m",
+        "cause",
+        "--ignore",
+        "tests/kernel/gigantic",
+        "-q",
+        "--durations=5",
+        *words,
+    ]
     # Before 6.14 the kernel gives out secret memory only when told so at boot.
     with Guest(time_limit=_TIME_LIMIT, kernel=kernel, kernel_args=["secretmem.enable=1"]) as guest:
         print(f"kernel {name}: emulated host up after {guest.boot_seconds:.0f} s", flush=True)

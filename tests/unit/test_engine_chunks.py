@@ -98,8 +98,47 @@ def test_a_tail_that_size_does_not_make_does_not_make_chunks_tiny() -> None:
     assert chunk.size >= 1e9 * TARGET / 16 * 0.9
 
 
+def jittery(*, rate: float, fixed: float, jitter: float, seed: int) -> Latency:
+    """Seconds of a call on a host whose calls all wait now and then for something that has nothing to do with size."""
+    chance = random.Random(seed)  # noqa: S311 - a simulation
+    return lambda size: fixed + size / rate + chance.expovariate(1.0) * jitter
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_waiting_that_size_does_not_make_is_not_answered_by_ever_smaller_chunks(seed: int) -> None:
+    """As in an emulated host: a fixed cost of 2 ms, 500 MB/s, and waits of 2 ms on average, now and then of ten."""
+    times, moved = run(ChunkSize(target=TARGET), jittery(rate=5e8, fixed=2e-3, jitter=2e-3, seed=seed), 400)
+    assert moved / sum(times) >= 0.25 * 5e8
+    assert p99(times) <= 1.25 * TARGET
+
+
+def test_one_at_a_time_until_it_is_known_that_more_pay() -> None:
+    chunk = ChunkSize(target=TARGET)
+    assert chunk.one_by_one
+    run(chunk, lambda size: 1e-4 + size / 3e9, 20)
+    assert not chunk.one_by_one, "calls are long beside their fixed cost"
+
+
+def test_one_at_a_time_where_a_call_is_not_long_beside_its_fixed_cost() -> None:
+    chunk = ChunkSize(target=TARGET)
+    run(chunk, lambda size: 4e-3 + size / 3e9, 100)
+    assert chunk.one_by_one
+
+
+@pytest.mark.parametrize(("slower", "pays"), [(1.1, True), (1.4, True), (2.0, False), (3.0, False)])
+def test_calls_at_the_same_time_that_only_make_one_another_longer_are_given_up(slower: float, pays: bool) -> None:
+    chunk = ChunkSize(target=TARGET)
+
+    def seconds(size: int) -> float:
+        return (1e-4 + size / 3e9) * (1.0 if chunk.one_by_one else slower)
+
+    run(chunk, seconds, 60)
+    assert chunk.one_by_one is not pays
+
+
 def test_several_movers_make_it_grow_no_faster_than_one() -> None:
     chunk = ChunkSize(target=TARGET)
+    chunk.observe(seconds=1e-6, moved=LEAST)
     for _ in range(4):
         chunk.observe(seconds=1e-6, moved=START)
     assert chunk.size == 2 * START
@@ -107,6 +146,8 @@ def test_several_movers_make_it_grow_no_faster_than_one() -> None:
 
 def test_a_small_call_says_nothing_unless_it_is_slow() -> None:
     chunk = ChunkSize(target=TARGET)
+    chunk.observe(seconds=1e-4, moved=LEAST)
+    assert chunk.size == START
     chunk.observe(seconds=0.001, moved=4096)
     assert chunk.size == START
     chunk.observe(seconds=9.0, moved=4096)

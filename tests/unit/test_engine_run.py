@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from numaplacement.engine.chunks import START
+from numaplacement.engine.chunks import LEAST, START
 from numaplacement.engine.errors import EngineError
 from numaplacement.engine.reasons import Reason
 from numaplacement.engine.verdict import Outcome, Stage, Verdict
@@ -56,7 +56,8 @@ def test_progress_is_told_in_order_and_to_the_end(tmp_path: Path) -> None:
 def test_first_call_is_small(tmp_path: Path) -> None:
     world = World([heap()])
     run_in(world, tmp_path)
-    assert world.calls[0] * PAGE == START
+    assert world.calls[0] * PAGE == LEAST
+    assert world.calls[1] * PAGE == START
 
 
 @pytest.mark.parametrize(
@@ -75,8 +76,8 @@ def test_a_call_that_fails_ends_the_run_and_names_why(tmp_path: Path, error: int
     world = World([heap()], at_call={2: error})
     verdict = run_in(world, tmp_path)
     assert verdict.outcome is Outcome.RESIDUE
-    assert residue(verdict) == {reason: 12 * MIB - START}
-    assert verdict.moved == START
+    assert residue(verdict) == {reason: 12 * MIB - LEAST}
+    assert verdict.moved == LEAST
     assert len(world.calls) == 2
     row = verdict.residue[0]
     assert errno.errorcode[error] in row.evidence
@@ -121,7 +122,7 @@ def test_cancelled(tmp_path: Path) -> None:
     verdict = run_in(world, tmp_path, Recorder(cancel_after=1))
     assert verdict.outcome is Outcome.CANCELLED
     assert len(world.calls) == 1
-    assert residue(verdict) == {Reason.CANCELLED: 12 * MIB - START}
+    assert residue(verdict) == {Reason.CANCELLED: 12 * MIB - LEAST}
 
 
 def test_hidden_pages_off_target_are_touched_and_moved(tmp_path: Path) -> None:
@@ -154,11 +155,11 @@ def test_cancelled_when_nothing_was_left_to_do_is_placed(tmp_path: Path) -> None
 
 
 def test_deadline(tmp_path: Path) -> None:
-    world = World([heap()], speed=START / 2)
+    world = World([heap()], speed=LEAST / 2)
     verdict = run_in(world, tmp_path, deadline=1.5, call_latency=10.0)
     assert verdict.outcome is Outcome.DEADLINE
     assert len(world.calls) == 1
-    assert residue(verdict) == {Reason.DEADLINE: 12 * MIB - START}
+    assert residue(verdict) == {Reason.DEADLINE: 12 * MIB - LEAST}
 
 
 def test_bandwidth_holds_and_waiting_can_be_cancelled(tmp_path: Path) -> None:

@@ -15,52 +15,104 @@ from dataclasses import dataclass, field
 _MIB = 1 << 20
 LEAST = 64 << 10
 """Below this the fixed cost of a call (mm/migrate.c drains every CPU's lists first) outweighs the pages in it."""
+_SLOW = 25 * _MIB
+"""Bytes a second that even a slow host moves: what the second call is over, before more is known."""
 START = _MIB // 2
-"""Small enough for a slow host's first call to stay below the target; it takes few doublings to leave it."""
+"""About what that makes of the default latency; it takes few doublings to leave it."""
 MOST = 128 * _MIB
 
 _WINDOW = 400
 """Calls that are remembered: a few seconds of them, and enough to see one in a hundred."""
 _BEYOND = 0.005
 """Share of remembered calls that may lie above the target: half of what p99 allows, as the estimate is one itself."""
-_MARGIN = 1.1
+_MARGIN = 1.2
 _DOUBT = 2.0
 """After n calls the slowest is taken to be exceeded by 2/sqrt(n) more: few calls do not show the tail."""
 _OUTGROWN = 4
 """Calls of a fourth of the size and less are forgotten: the fixed cost was a bigger part of theirs."""
-_TAIL_OF_SIZE = 16.0
-"""A tail this many times the median is not made by the size of a call; smaller ones would only be more."""
+_LONG = 10.0
+"""Times its fixed cost that a call has to last for several at once to pay."""
+_NEWEST = 0.3
+"""Weight of the newest call in what calls alone cost."""
+_COMPARED = 5
+"""Calls beside others after which it is decided, once, whether they pay."""
+_NO_GAIN = 1.5
+"""Times as long as alone a call beside others may take to be worth it: at twice as long two move no more than one."""
+_LEAST_SLOPE = 1 / 8
+"""Part of a call's time that at least is taken to grow with its size."""
+_LEAST_SHARE = 1 / 16
+"""Part of the target that the median call lasts at least, however bad the tail."""
+_MOST_FIXED = 1 / 4
+"""Part of the target up to which a call copies for as long as it waits: smaller ones would only be more."""
 
 
 @dataclass
 class ChunkSize:
     """Bytes of the next call, so that 99 of 100 calls stay below `target` seconds.
 
-    It remembers the seconds per byte of recent calls and takes the size whose slow tail ends at the target. It grows to
-    at most twice what a call has just shown to be good, and shrinks at once. The tail of calls that wait for something
-    else than the copy (an interrupt, a CPU that drains its lists late) cannot be made shorter by size: the median call
-    keeps a sixteenth of the target at least. A folio is never divided: the mover takes one at least.
+    It remembers the seconds per byte of recent calls. Their slow tail is partly made by size (a slow copy) and partly
+    not (an interrupt, a CPU that drains its lists late), and it cannot be told which part is which: the next size is
+    the geometric mean of those that either would allow. Both are right where the tail ends at the target. It grows to
+    at most twice what a call has just shown to be good, and shrinks at once. A folio is never divided: the mover takes
+    one at least.
     """
 
     target: float
-    size: int = START
+    size: int = LEAST
+    _fixed: float = field(default=math.inf, init=False, repr=False)
+    _alone: float | None = field(default=None, init=False, repr=False)
+    _beside: list[float] = field(default_factory=list, init=False, repr=False)
+    _pays: bool = field(default=True, init=False, repr=False)
     _grown_to: int = field(default=0, init=False, repr=False)
     _recent: deque[float] = field(default_factory=deque, init=False, repr=False)
     _sorted: list[float] = field(default_factory=list, init=False, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
 
+    @property
+    def one_by_one(self) -> bool:
+        """Whether only one mover is to work at a time.
+
+        Each call has every CPU drain its lists first, behind one lock (mm/swap.c, __lru_add_drain_all), and has to get
+        the interpreter's lock back afterwards: where such waiting is much of a call, calls at the same time make one
+        another longer and nothing faster. So they are where calls at the same time took so much longer that as much
+        moved by one at a time.
+        """
+        with self._lock:
+            return self._one_by_one()
+
+    def _one_by_one(self) -> bool:
+        count = len(self._sorted)
+        return not self._pays or count == 0 or self._sorted[count // 2] * self.size < _LONG * self._fixed
+
     def observe(self, *, seconds: float, moved: int) -> None:
         """Take note of a call over `moved` bytes.
 
-        A quick one over much less than `size` says nothing: most of its cost is fixed.
+        The first is over so little that it tells the fixed cost. Later a quick one over much less than `size` says
+        nothing: most of its cost is fixed.
         """
         with self._lock:
+            if moved <= LEAST:
+                self._fixed = min(self._fixed, seconds)
+            if self.size <= LEAST and not self._sorted and seconds <= self.target:
+                rate = min(_SLOW, moved / seconds) if seconds > 0 else _SLOW
+                self.size = max(LEAST, min(MOST, int(self.target * rate)))
+                return
             small = moved * 2 < self.size
             if small and seconds <= self.target:
                 return
+            self._compare(seconds / moved)
             self._outgrow(moved)
             self._remember(seconds / (self.size // 2 if small else moved))
-            self.size = max(LEAST, min(MOST, self._wanted(), max(self.size, 2 * moved)))
+            self.size = max(LEAST, min(MOST, self._wanted(moved), max(self.size, 2 * moved)))
+
+    def _compare(self, cost: float) -> None:
+        """Take note of the seconds per byte of a call made alone, or beside others."""
+        if self._one_by_one():
+            self._alone = cost if self._alone is None else self._alone + _NEWEST * (cost - self._alone)
+            return
+        self._beside.append(cost)
+        if self._alone is not None and len(self._beside) == _COMPARED:
+            self._pays = sorted(self._beside)[_COMPARED // 2] < _NO_GAIN * self._alone
 
     def _outgrow(self, moved: int) -> None:
         if moved >= _OUTGROWN * self._grown_to:
@@ -74,11 +126,18 @@ class ChunkSize:
         self._recent.append(cost)
         insort(self._sorted, cost)
 
-    def _wanted(self) -> int:
+    def _wanted(self, moved: int) -> int:
+        """Return the size whose tail ends at the target, judged from calls over about `moved` bytes."""
         count = len(self._sorted)
+        median = self._sorted[count // 2]
         tail = self._sorted[count - 1 - int(count * _BEYOND)] * (_MARGIN + _DOUBT / math.sqrt(count))
-        tail = min(tail, self._sorted[count // 2] * _TAIL_OF_SIZE)
-        return int(min(MOST, self.target / tail)) if tail > 0 else MOST
+        if median <= 0 or tail <= 0:
+            return MOST
+        slope = max(median - min(self._fixed, self.target) / moved, median * _LEAST_SLOPE)
+        if_all_grows = self.target / tail
+        if_none_does = max(LEAST, moved + (self.target - tail * moved) / slope)
+        least = max(self.target * _LEAST_SHARE / median, min(self._fixed, self.target * _MOST_FIXED) / slope)
+        return int(min(MOST, max(least, math.sqrt(if_all_grows * if_none_does))))
 
 
 _CREDIT = 0.25

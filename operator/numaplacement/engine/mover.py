@@ -7,6 +7,7 @@ import contextlib
 import errno
 import os
 import threading
+from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -108,6 +109,8 @@ class Mover:
     seconds: float = 0.0
     waiting: str = ""
     _began: float = 0.0
+    _recent: list[float] = field(default_factory=list)
+    _lane: threading.Lock = field(default_factory=threading.Lock)
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
     def run(self, survey: Survey, *, number: int) -> Pass:
@@ -170,12 +173,11 @@ class Mover:
         """Let the movers take one job after the other. Raises what the first of them raised that was to stop."""
 
         def work() -> None:
-            while (job := jobs.next()) is not None:
-                try:
-                    self._move(job, done)
-                except PlaceFull as full:
-                    self.memory.full.setdefault(job.work.place, full)
-                self.guard.tell(self._progress(done, number))
+            going = True
+            while going:
+                # One that only prepares a call would keep the other from getting the interpreter back after its own.
+                with self._lane if self.size.one_by_one else contextlib.nullcontext():
+                    going = self._next(jobs, done, number)
 
         if self.movers == 1:
             work()
@@ -188,6 +190,18 @@ class Mover:
         for future in futures:
             future.result()
         work()
+
+    def _next(self, jobs: Jobs, done: Pass, number: int) -> bool:
+        """Do one job; False where there was none any more."""
+        job = jobs.next()
+        if job is None:
+            return False
+        try:
+            self._move(job, done)
+        except PlaceFull as full:
+            self.memory.full.setdefault(job.work.place, full)
+        self.guard.tell(self._progress(done, number))
+        return True
 
     def _pieces(self, survey: Survey, done: Pass) -> Iterator[Piece]:
         """Yield what is to be moved, without what earlier passes have learned to leave; pages of pools come last.
@@ -294,8 +308,14 @@ class Mover:
             self._end(result.errno, target=target, page_size=page_size)
         with self._lock:
             self.durations.append(seconds)
+            insort(self._recent, seconds)
+            if len(self.durations) > _RECENT:
+                del self._recent[bisect_left(self._recent, self.durations[-_RECENT - 1])]
             self.size.observe(seconds=seconds, moved=size)
         return result
+
+    def _recent_p99(self) -> float:
+        return self._recent[int(0.99 * (len(self._recent) - 1))] if self._recent else 0.0
 
     def _await_pace(self) -> None:
         """Wait for as long as the VM or its neighbours need a rest. Raises Stopped and ProcessEnded."""
@@ -349,6 +369,6 @@ class Mover:
                 bytes_done=self.moved,
                 bytes_total=done.planned,
                 bytes_per_second=int(self.moved / passed) if passed > 0 else 0,
-                call_p99=float(np.percentile(np.array(self.durations[-_RECENT:] or [0.0]), 99)),
+                call_p99=self._recent_p99(),
                 waiting=self.waiting,
             )

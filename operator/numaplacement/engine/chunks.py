@@ -32,12 +32,10 @@ _OUTGROWN = 4
 """Calls of a fourth of the size and less are forgotten: the fixed cost was a bigger part of theirs."""
 _LONG = 10.0
 """Times its fixed cost that a call has to last for several at once to pay."""
-_NEWEST = 0.3
-"""Weight of the newest call in what calls alone cost."""
 _COMPARED = 5
 """Calls beside others after which it is decided, once, whether they pay."""
-_NO_GAIN = 1.5
-"""Times as long as alone a call beside others may take to be worth it: at twice as long two move no more than one."""
+_NO_GAIN = 1.6
+"""Times as long as the quickest alone a call beside others may take to be worth it: at twice as long two move no more than one."""
 _LEAST_SLOPE = 1 / 8
 """Part of a call's time that at least is taken to grow with its size."""
 _LEAST_SHARE = 1 / 16
@@ -60,7 +58,7 @@ class ChunkSize:
     target: float
     size: int = LEAST
     _fixed: float = field(default=math.inf, init=False, repr=False)
-    _alone: float | None = field(default=None, init=False, repr=False)
+    _alone: float = field(default=math.inf, init=False, repr=False)
     _beside: list[float] = field(default_factory=list, init=False, repr=False)
     _pays: bool = field(default=True, init=False, repr=False)
     _grown_to: int = field(default=0, init=False, repr=False)
@@ -108,10 +106,10 @@ class ChunkSize:
     def _compare(self, cost: float) -> None:
         """Take note of the seconds per byte of a call made alone, or beside others."""
         if self._one_by_one():
-            self._alone = cost if self._alone is None else self._alone + _NEWEST * (cost - self._alone)
+            self._alone = min(self._alone, cost)
             return
         self._beside.append(cost)
-        if self._alone is not None and len(self._beside) == _COMPARED:
+        if len(self._beside) == _COMPARED:
             self._pays = sorted(self._beside)[_COMPARED // 2] < _NO_GAIN * self._alone
 
     def _outgrow(self, moved: int) -> None:

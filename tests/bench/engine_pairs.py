@@ -16,10 +16,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from numaplacement.engine.kernel import Kernel
+import numpy as np
+
+from numaplacement.engine.kernel import MPOL_MF_MOVE_ALL, Kernel
 from numaplacement.engine.run import run
 from numaplacement.engine.verdict import Progress, Request, Stage, Verdict
 
@@ -196,7 +199,27 @@ def _facts(process: Subject) -> dict[str, object]:
     return {
         "bandwidth cap missed by": round(error, 3),
         "seconds from cancel to verdict": round(seconds_to_cancel(process, here), 2),
+        "two calls of move_pages at the same time against one": round(two_calls_against_one(process), 2),
     }
+
+
+def two_calls_against_one(process: Subject) -> float:
+    """Return how much faster two plain calls at the same time, of half each, move memory than one: the kernel's part."""
+    kernel = Kernel()
+    pages = np.arange(process.address, process.address + process.size, PAGE_SIZES[process.kind], dtype=np.uint64)
+
+    def seconds(calls: int) -> float:
+        target = 0 if process.off(0) else 1
+        begin = time.monotonic()
+        with ThreadPoolExecutor(calls) as pool:
+            for moved in [
+                pool.submit(kernel.move_pages, process.pid, part, numa_node=target, flags=MPOL_MF_MOVE_ALL)
+                for part in np.array_split(pages, calls)
+            ]:
+                moved.result()
+        return time.monotonic() - begin
+
+    return statistics.median(seconds(1) / seconds(2) for _ in range(5))
 
 
 def parallel_speed_up() -> float:

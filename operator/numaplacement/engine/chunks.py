@@ -35,7 +35,7 @@ _LONG = 10.0
 _COMPARED = 5
 """Calls beside others after which it is decided, once, whether they pay."""
 _NO_GAIN = 1.6
-"""Times as long as the quickest alone a call beside others may take to be worth it: at twice as long two move no more than one."""
+"""Times as long as the quickest alone a call beside others may take to be worth it: at twice as long nothing is won."""
 _LEAST_SLOPE = 1 / 8
 """Part of a call's time that at least is taken to grow with its size."""
 _LEAST_SHARE = 1 / 16

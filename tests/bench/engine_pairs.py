@@ -204,7 +204,7 @@ def _facts(process: Subject) -> dict[str, object]:
 
 
 def two_calls_against_one(process: Subject) -> float:
-    """Return how much faster two plain calls at the same time, of half each, move memory than one: the kernel's part."""
+    """Return how much faster two plain calls at the same time, of half each, move memory than one does alone."""
     kernel = Kernel()
     pages = np.arange(process.address, process.address + process.size, PAGE_SIZES[process.kind], dtype=np.uint64)
 

@@ -331,7 +331,7 @@ class Mover:
         """Return the bytes of the next chunk; towards the end fewer, so that no mover is left with the last big one."""
         share = self.throttle.pace().share if self.throttle is not None else 1.0
         left = done.planned - self.moved - self.flight.total
-        evenly = max(START, left // (2 * self.movers)) if self.movers > 1 else MOST
+        evenly = MOST if self.movers == 1 or self.size.one_by_one else max(START, left // (2 * self.movers))
         return max(LEAST, int(min(self.size.size, self.bucket.most(), evenly) * share))
 
     def _end(self, number: int, *, target: int, page_size: int) -> None:

@@ -286,7 +286,7 @@ def main() -> None:
                             result = in_turns(process, ours, theirs, pairs=options.pairs, writing=writing)
                             cases.append(compared(name, *result, size))
                             print(json.dumps({k: v for k, v in cases[-1].items() if k != "moves"}), flush=True)
-                if kind == "4 KiB" and not options.only:
+                if kind == "4 KiB":
                     facts |= _facts(process)
                 assert process.ask("check") == "0", "pages changed while they moved"
             reserve(0)

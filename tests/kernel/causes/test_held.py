@@ -54,8 +54,9 @@ def test_pages_another_migration_has_taken_off_their_list(judge: Judge) -> None:
         with Migration(child.pid, origin=1, to=2) as other, disk.holding_a_write():
             other.start()
             wait_for(lambda: other.waits() and counted(1, "nr_isolated_anon") * PAGE >= size // 2)
-            left = child.pages(region=0)[1] * PAGE
             verdict = move(child.pid)
+            left = child.pages(region=0)[1] * PAGE  # the other one may have gone on for a moment
+            assert left >= size // 2
             judge(verdict, least=left, most=left + MIB)  # and what else the process has on NUMA node 1
         assert move(child.pid).outcome is Outcome.PLACED
         assert child.pages(region=0) == {0: size // PAGE}

@@ -100,6 +100,8 @@ def coarse_survey(pid: int, kernel: Kernel) -> Survey:
     rows = read_numa_maps(pid, kernel)
     sums: dict[tuple[int, PageClass], int] = {}
     for row in rows:
+        if kinds.get(row.start) is Kind.OF_THE_CPU:
+            continue
         kind = page_class(kinds.get(row.start, Kind.HUGETLB if row.huge else Kind.ANON))
         for numa_node, count in row.bytes_by_numa_node.items():
             sums[numa_node, kind] = sums.get((numa_node, kind), 0) + count

@@ -57,7 +57,7 @@ def test_pages_another_migration_has_taken_off_their_list(judge: Judge) -> None:
             verdict = move(child.pid)
             left = child.pages(region=0)[1] * PAGE  # the other one may have gone on for a moment
             assert left >= size // 2
-            judge(verdict, least=left, most=left + MIB)  # and what else the process has on NUMA node 1
+            judge(verdict, least=left, most=left + 4 * MIB)  # and what else the process has on NUMA node 1
         assert move(child.pid).outcome is Outcome.PLACED
         assert child.pages(region=0) == {0: size // PAGE}
         assert child.ask("intact") == "True"

@@ -215,10 +215,14 @@ class Commands(memory_child.Commands):
         checked("mlock", LIBC.mlock(ctypes.c_void_p(address), ctypes.c_size_t(int(size))))
         return "done"
 
-    def fragment(self, size):
-        """Leave every second page free of what was laid, and take whole blocks."""
+    def pierce(self, size):
+        """Leave every second page free of what was laid."""
         for page in range(0, int(size), 2 * PAGE):
             checked("madvise", LIBC.madvise(ctypes.c_void_p(self.laid + page), PAGE, MADV_DONTNEED_LOCKED))
+        return "done"
+
+    def take(self):
+        """Take the blocks of the size of a huge page that are free where this process prefers its memory."""
         left = sum(free_blocks(0))
         while left:
             area, address = aligned((left + 1) * THP)

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from numaplacement.engine.contiguity import read_blocks
 from numaplacement.engine.host import safe_on
 from numaplacement.engine.kernel import Kernel
 from numaplacement.engine.verdict import Progress, Stage
-from tests.kernel.memory_process import MIB, MemoryProcess, memory_process
+from tests.kernel.memory_process import MIB, MemoryProcess, memory_process, wait_for
 from tests.kernel.test_engine_move import Watch
 
 CHILD = Path(__file__).with_name("cause_child.py")
@@ -37,18 +38,39 @@ def setting(path: str | Path, value: str) -> Iterator[None]:
     try:
         yield
     finally:
-        file.write_text(before)
+        file.write_text(before.partition("[")[2].partition("]")[0] or before)
+
+
+def take_blocks(hog: MemoryProcess) -> None:
+    """Let a process take the free blocks of NUMA node 0.
+
+    The kernel's background reclaim, once woken, goes on for a while and makes more: what is free has to settle.
+    """
+    looks = 0
+
+    def settled() -> bool:
+        nonlocal looks
+        looks = looks + 1 if read_blocks(0, Kernel(), THP).usable <= 3 * THP else 0
+        if not looks:
+            hog.ask("take")
+        return looks == 5
+
+    hog.ask("take")
+    wait_for(settled)
 
 
 @contextlib.contextmanager
 def fragments(*, compactable: bool) -> Iterator[MemoryProcess]:
     """NUMA node 0 with about 64 MiB free, and hardly a block of a huge page among it.
 
-    Between what is free lies locked memory, which the kernel may move or not to make blocks. CPUs keep pages they freed
-    in lists of their own (percpu_pagelist_high_fraction): not here.
+    Between what is free lies locked memory, which the kernel may move or not to make blocks. It makes none of its own
+    accord, neither for who takes them (defrag) nor in the background (compaction_proactiveness); and CPUs keep no pages
+    they freed in lists of their own (percpu_pagelist_high_fraction).
     """
     with (
         setting(VM / "compact_unevictable_allowed", "0"),  # or what takes the blocks has some made
+        setting(VM / "compaction_proactiveness", "0"),
+        setting("/sys/kernel/mm/transparent_hugepage/defrag", "never"),
         setting(VM / "min_free_kbytes", "8192"),
         setting(VM / "percpu_pagelist_high_fraction", "100000"),
     ):
@@ -56,7 +78,8 @@ def fragments(*, compactable: bool) -> Iterator[MemoryProcess]:
         with cause_process(preferred=0) as hog:
             assert hog.ask(f"lay {ROOM - 16 * MIB}") == "done"  # first, from blocks in which memory may be moved
             assert hog.ask(f"lock {(safe_on(0, Kernel()) - 16 * MIB) // THP * THP}") == "done"
-            assert hog.ask(f"fragment {ROOM - 16 * MIB}") == "done"
+            assert hog.ask(f"pierce {ROOM - 16 * MIB}") == "done"
+            take_blocks(hog)
             assert safe_on(0, Kernel()) >= 32 * MIB
             (VM / "compact_unevictable_allowed").write_text(str(int(compactable)))
             yield hog

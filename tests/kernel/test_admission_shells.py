@@ -153,11 +153,16 @@ def test_without_a_page_in_the_pool_the_kernel_changes_pools_in_silence(child: M
     assert wandered(before, read_pools(Kernel(), HUGE)).endswith("NUMA node 0 from 0 to 2, NUMA node 1 from 9 to 7")
 
 
+def ram_disk() -> Path:
+    """A disk in memory; however it is used first, the module has only these settings."""
+    subprocess.run(["modprobe", "brd", "rd_nr=1", f"rd_size={512 * 1024}"], check=True)
+    return Path("/dev/ram0")
+
+
 @contextlib.contextmanager
 def page_cache(numa_node: int, size: int) -> Iterator[None]:
     """Clean page cache on a NUMA node: that of an empty RAM disk, which takes no memory itself."""
-    subprocess.run(["modprobe", "brd", "rd_nr=1", f"rd_size={512 * 1024}"], check=True)
-    with Path("/dev/ram0").open("rb", buffering=0) as disk, on_cpus_of(numa_node):  # the last to close it drops it
+    with ram_disk().open("rb", buffering=0) as disk, on_cpus_of(numa_node):  # the last to close it drops it
         buffer = bytearray(MIB)
         for _ in range(size // MIB):
             assert disk.readinto(buffer) == MIB

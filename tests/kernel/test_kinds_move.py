@@ -15,6 +15,7 @@ import pytest
 from numaplacement.engine.verdict import ClassBytes, Outcome, PageClass, Verdict
 from tests.kernel.causes.cause_process import cause_process, setting
 from tests.kernel.memory_process import MIB, PAGE, MemoryProcess, mapping_start
+from tests.kernel.test_admission_shells import ram_disk
 from tests.kernel.test_engine_move import asked_residue, move
 
 SIZE = 8 * MIB
@@ -74,8 +75,8 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system on a disk, in memory, and nobody who writes its pages back before somebody asks for it."""
     if not shutil.which("mkfs.ext4"):
         pytest.skip("mkfs.ext4 is not installed (e2fsprogs)")
-    subprocess.run(["modprobe", "-a", "brd", "ext4"], check=True)
-    subprocess.run(["mkfs.ext4", "-q", "-F", "/dev/ram0", "64M"], check=True)
+    subprocess.run(["modprobe", "ext4"], check=True)
+    subprocess.run(["mkfs.ext4", "-q", "-F", ram_disk(), "64M"], check=True)
     with setting("/proc/sys/vm/dirty_writeback_centisecs", "0"):
         mount(tmp_path)
         yield tmp_path
@@ -83,7 +84,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def mount(folder: Path) -> None:
-    subprocess.run(["mount", "-n", "-t", "ext4", "/dev/ram0", str(folder)], check=True)
+    subprocess.run(["mount", "-n", "-t", "ext4", ram_disk(), folder], check=True)
 
 
 def test_dirty_pages_of_a_file_on_a_disk(disk: Path) -> None:

@@ -12,6 +12,7 @@ from CPUs of the wanted NUMA nodes, as happens on real hosts, and no policy is l
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import json
 import os
@@ -221,7 +222,8 @@ def _kill_and_wait(pid: int) -> None:
     except ProcessLookupError:
         return
     try:
-        signal.pidfd_send_signal(handle, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # QEMU's parent ends by itself once QEMU has
+            signal.pidfd_send_signal(handle, signal.SIGKILL)
         if not select.select([handle], [], [], 30)[0]:
             raise VmError(f"process {pid} does not end")
     finally:

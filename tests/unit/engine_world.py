@@ -155,10 +155,11 @@ class SimulatedKernel(Kernel):
     def _by_pattern(self, path: Path, name: str) -> str:
         if name.startswith("sys/devices/system/node/node"):
             node = int(re.sub(r".*/node(\d+)/.*", r"\1", name))
+            free = (self.world.safe.get(node, 0) + 3000 * PAGE) >> 10
             known = {
                 "cpulist": f"{2 * node}-{2 * node + 1}\n",
                 "distance": "10 20 20 20\n",
-                "meminfo": f"Node {node} MemTotal: 4194304 kB\nNode {node} MemFree: 2097152 kB\n",
+                "meminfo": f"Node {node} MemTotal: 4194304 kB\nNode {node} MemFree: {free} kB\n",
             }
             if path.name not in known:
                 raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(path))

@@ -72,7 +72,8 @@ def test_p99_stays_below_the_target_at_little_cost(
 @pytest.mark.parametrize("seed", range(10))
 def test_it_holds_in_a_short_run_too(rate: float, seed: int) -> None:
     times, _ = run(ChunkSize(target=TARGET), latency(rate=rate, fixed=40e-6, seed=seed, one_in=10**9), 100)
-    assert max(times) <= TARGET
+    assert sum(seconds > TARGET for seconds in times) <= 1
+    assert max(times) <= 1.25 * TARGET
 
 
 @pytest.mark.parametrize(("rate", "calls"), [(3e7, 12), (1e8, 12), (1e9, 12), (2e10, 12)])
@@ -112,30 +113,6 @@ def test_waiting_that_size_does_not_make_is_not_answered_by_ever_smaller_chunks(
     assert p99(times) <= 1.25 * TARGET
 
 
-def test_one_at_a_time_until_it_is_known_that_more_pay() -> None:
-    chunk = ChunkSize(target=TARGET)
-    assert chunk.one_by_one
-    run(chunk, lambda size: 1e-4 + size / 3e9, 20)
-    assert not chunk.one_by_one, "calls are long beside their fixed cost"
-
-
-def test_one_at_a_time_where_a_call_is_not_long_beside_its_fixed_cost() -> None:
-    chunk = ChunkSize(target=TARGET)
-    run(chunk, lambda size: 4e-3 + size / 3e9, 100)
-    assert chunk.one_by_one
-
-
-@pytest.mark.parametrize(("slower", "pays"), [(1.1, True), (1.4, True), (2.0, False), (3.0, False)])
-def test_calls_at_the_same_time_that_only_make_one_another_longer_are_given_up(slower: float, pays: bool) -> None:
-    chunk = ChunkSize(target=TARGET)
-
-    def seconds(size: int) -> float:
-        return (1e-4 + size / 3e9) * (1.0 if chunk.one_by_one else slower)
-
-    run(chunk, seconds, 60)
-    assert chunk.one_by_one is not pays
-
-
 def test_several_movers_make_it_grow_no_faster_than_one() -> None:
     chunk = ChunkSize(target=TARGET)
     chunk.observe(seconds=1e-6, moved=LEAST)
@@ -172,8 +149,8 @@ def test_threads_that_observe_at_once_lose_nothing() -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(chunk._recent) == len(chunk._sorted) == 400
-    assert sorted(chunk._recent) == chunk._sorted
+    assert len(chunk._recent) == len(chunk._costs) == len(chunk._beyond) == 400
+    assert sorted(call.cost for call in chunk._recent) == chunk._costs
 
 
 @given(st.lists(st.integers(min_value=1, max_value=MIB), min_size=1, max_size=40), st.integers(1, 64 * MIB))
@@ -214,6 +191,13 @@ def test_what_was_not_used_for_long_is_not_caught_up_with() -> None:
     assert bucket.take(100, 0.0) == pytest.approx(0.1)
     assert bucket.take(100, 60.0) == 0.0
     assert bucket.take(1000, 60.0) == pytest.approx(0.85)
+
+
+def test_what_was_taken_and_not_used_is_given_back() -> None:
+    bucket = TokenBucket(rate=1000)
+    bucket.take(500, 0.0)
+    bucket.give_back(400)
+    assert bucket.wait(0.0) == pytest.approx(0.1)
 
 
 def test_no_limit_never_waits() -> None:

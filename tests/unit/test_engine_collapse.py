@@ -120,7 +120,7 @@ class Scene:
 
         addresses = np.arange(count, dtype=np.uint64) * np.uint64(HUGE_SIZE)
         return collapse_blocks(
-            HeldProcess(pid=1, pidfd=9, start_time=77, kernel=Simulated()),
+            HeldProcess(pid=1, pidfd=9, kernel=Simulated()),
             (Blocks(numa_node=3, addresses=addresses),) if count else (),
             huge=HUGE_SIZE,
             room=self.room,

@@ -85,7 +85,7 @@ def test_a_full_pool_is_told_apart_from_a_full_numa_node(tmp_path: Path) -> None
 
 def test_a_chunk_greater_than_the_room_is_cut_to_it(tmp_path: Path) -> None:
     world = World([Region(HEAP, [1] * 16384)], speed=1e12)
-    for call in range(1, 200):
+    for call in range(1, 2000):
         world.hooks[call] = lambda: world.safe.update({0: max(world.safe[0], 300 * PAGE)})
     world.safe[0] = 16384 * PAGE
     world.hooks[1] = lambda: world.safe.update({0: 300 * PAGE})

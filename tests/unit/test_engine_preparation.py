@@ -51,7 +51,9 @@ def prepared(world: World, root: Path) -> Iterator[Preparation]:
         host = read_host(kernel)
         gathered = gather(process, request=request, host=host, before=before, locating=locating)
         guard = Guard(process=process, watcher=Recorder(), clock=lambda: world.now, deadline_at=1e9)
-        preparation = Preparation(process=process, request=request, gathered=gathered, guard=guard, ledger=ledger)
+        preparation = Preparation(
+            process=process, request=request, gathered=gathered, guard=guard, ledger=ledger, clock=lambda: world.now
+        )
         preparation.prepare()
         assert world.pools[0] == [4, 4]
         yield preparation

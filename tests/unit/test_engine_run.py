@@ -107,7 +107,12 @@ def test_the_process_ends_in_the_middle(tmp_path: Path, error: int) -> None:
 
 def test_another_process_under_the_same_number_is_never_touched(tmp_path: Path) -> None:
     world = World([heap()])
-    world.hooks[2] = lambda: setattr(world, "started", 778)
+
+    def another() -> None:
+        """Only once the one before has ended can its number stand for another, and its pidfd tells (pidfd_open(2))."""
+        world.started, world.ended = 778, True
+
+    world.hooks[2] = another
     verdict = run_in(world, tmp_path)
     assert verdict.outcome is Outcome.PROCESS_GONE
     assert len(world.calls) == 2

@@ -84,7 +84,7 @@ class Scene:
             (tmp_path / str(PID) / "task" / str(thread)).mkdir(parents=True)
         kernel = Simulated(proc=tmp_path, sys=tmp_path / "sys")
         return watch(
-            HeldProcess(pid=PID, pidfd=3, start_time=77, kernel=kernel),
+            HeldProcess(pid=PID, pidfd=3, kernel=kernel),
             then=Placement(on_target=4 * GIB, off_target={2: 9}),
             target_of=lambda start: 0 if start == 0x1000 else None,
             target_cpus=frozenset({0, 1}),

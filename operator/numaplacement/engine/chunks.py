@@ -11,6 +11,7 @@ import threading
 from bisect import bisect_left, insort
 from collections import deque
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 _MIB = 1 << 20
 LEAST = 64 << 10
@@ -26,16 +27,10 @@ _WINDOW = 400
 _BEYOND = 0.005
 """Share of remembered calls that may lie above the target: half of what p99 allows, as the estimate is one itself."""
 _MARGIN = 1.2
-_DOUBT = 2.0
-"""After n calls the slowest is taken to be exceeded by 2/sqrt(n) more: few calls do not show the tail."""
+_DOUBT = 3.0
+"""After n calls the slowest is taken to be exceeded by 3/sqrt(n) more: few calls do not show the tail."""
 _OUTGROWN = 4
 """Calls of a fourth of the size and less are forgotten: the fixed cost was a bigger part of theirs."""
-_LONG = 10.0
-"""Times its fixed cost that a call has to last for several at once to pay."""
-_COMPARED = 5
-"""Calls beside others after which it is decided, once, whether they pay."""
-_NO_GAIN = 1.6
-"""Times as long as the quickest alone a call beside others may take to be worth it: at twice as long nothing is won."""
 _LEAST_SLOPE = 1 / 8
 """Part of a call's time that at least is taken to grow with its size."""
 _LEAST_SHARE = 1 / 16
@@ -44,43 +39,31 @@ _MOST_FIXED = 1 / 4
 """Part of the target up to which a call copies for as long as it waits: smaller ones would only be more."""
 
 
+class _Call(NamedTuple):
+    """Seconds per byte of a call, and the seconds it took beyond what one of its size usually does."""
+
+    cost: float
+    beyond: float
+
+
 @dataclass
 class ChunkSize:
     """Bytes of the next call, so that 99 of 100 calls stay below `target` seconds.
 
-    It remembers the seconds per byte of recent calls. Their slow tail is partly made by size (a slow copy) and partly
-    not (an interrupt, a CPU that drains its lists late), and it cannot be told which part is which: the next size is
-    the geometric mean of those that either would allow. Both are right where the tail ends at the target. It grows to
-    at most twice what a call has just shown to be good, and shrinks at once. A folio is never divided: the mover takes
+    It remembers recent calls: their seconds per byte, and those beyond the usual. The slow tail is partly made by size
+    (a slow copy) and partly not (an interrupt, a CPU that drains its lists late), and it cannot be told which part is
+    which: the next size is the geometric mean of those that either would allow. It grows to at most twice what a call has just shown to be good, and shrinks at once. A folio is never divided: the mover takes
     one at least.
     """
 
     target: float
     size: int = LEAST
     _fixed: float = field(default=math.inf, init=False, repr=False)
-    _alone: float = field(default=math.inf, init=False, repr=False)
-    _beside: list[float] = field(default_factory=list, init=False, repr=False)
-    _pays: bool = field(default=True, init=False, repr=False)
     _grown_to: int = field(default=0, init=False, repr=False)
-    _recent: deque[float] = field(default_factory=deque, init=False, repr=False)
-    _sorted: list[float] = field(default_factory=list, init=False, repr=False)
+    _recent: deque[_Call] = field(default_factory=deque, init=False, repr=False)
+    _costs: list[float] = field(default_factory=list, init=False, repr=False)
+    _beyond: list[float] = field(default_factory=list, init=False, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
-
-    @property
-    def one_by_one(self) -> bool:
-        """Whether only one mover is to work at a time.
-
-        Each call has every CPU drain its lists first, behind one lock (mm/swap.c, __lru_add_drain_all), and has to get
-        the interpreter's lock back afterwards: where such waiting is much of a call, calls at the same time make one
-        another longer and nothing faster. So they are where calls at the same time took so much longer that as much
-        moved by one at a time.
-        """
-        with self._lock:
-            return self._one_by_one()
-
-    def _one_by_one(self) -> bool:
-        count = len(self._sorted)
-        return not self._pays or count == 0 or self._sorted[count // 2] * self.size < _LONG * self._fixed
 
     def observe(self, *, seconds: float, moved: int) -> None:
         """Take note of a call over `moved` bytes.
@@ -91,50 +74,55 @@ class ChunkSize:
         with self._lock:
             if moved <= LEAST:
                 self._fixed = min(self._fixed, seconds)
-            if self.size <= LEAST and not self._sorted and seconds <= self.target:
+            if self.size <= LEAST and not self._costs and seconds <= self.target:
                 rate = min(_SLOW, moved / seconds) if seconds > 0 else _SLOW
                 self.size = max(LEAST, min(MOST, int(self.target * rate)))
                 return
             small = moved * 2 < self.size
             if small and seconds <= self.target:
                 return
-            self._compare(seconds / moved)
             self._outgrow(moved)
-            self._remember(seconds / (self.size // 2 if small else moved))
+            cost = seconds / (self.size // 2 if small else moved)
+            self._remember(_Call(cost=cost, beyond=seconds - self._usual(cost, moved)))
             self.size = max(LEAST, min(MOST, self._wanted(moved), max(self.size, 2 * moved)))
-
-    def _compare(self, cost: float) -> None:
-        """Take note of the seconds per byte of a call made alone, or beside others."""
-        if self._one_by_one():
-            self._alone = min(self._alone, cost)
-            return
-        self._beside.append(cost)
-        if len(self._beside) == _COMPARED:
-            self._pays = sorted(self._beside)[_COMPARED // 2] < _NO_GAIN * self._alone
 
     def _outgrow(self, moved: int) -> None:
         if moved >= _OUTGROWN * self._grown_to:
             self._grown_to = moved
-            self._recent.clear()
-            self._sorted.clear()
+            for remembered in (self._recent, self._costs, self._beyond):
+                remembered.clear()
 
-    def _remember(self, cost: float) -> None:
+    def _remember(self, call: _Call) -> None:
         if len(self._recent) == _WINDOW:
-            del self._sorted[bisect_left(self._sorted, self._recent.popleft())]
-        self._recent.append(cost)
-        insort(self._sorted, cost)
+            old = self._recent.popleft()
+            del self._costs[bisect_left(self._costs, old.cost)]
+            del self._beyond[bisect_left(self._beyond, old.beyond)]
+        self._recent.append(call)
+        insort(self._costs, call.cost)
+        insort(self._beyond, call.beyond)
+
+    def _usual(self, cost: float, moved: int) -> float:
+        """Return the seconds a call over `moved` bytes usually takes; `cost` is that of the call to be judged."""
+        median = self._costs[len(self._costs) // 2] if self._costs else cost
+        fixed = min(self._fixed, self.target)
+        return fixed + self._slope(median, moved) * moved
+
+    def _slope(self, median: float, moved: int) -> float:
+        """Return by how many seconds a call grows with each byte; `median` are the seconds per byte of calls."""
+        return max(median - min(self._fixed, self.target) / moved, median * _LEAST_SLOPE)
 
     def _wanted(self, moved: int) -> int:
         """Return the size whose tail ends at the target, judged from calls over about `moved` bytes."""
-        count = len(self._sorted)
-        median = self._sorted[count // 2]
-        tail = self._sorted[count - 1 - int(count * _BEYOND)] * (_MARGIN + _DOUBT / math.sqrt(count))
+        count = len(self._costs)
+        median, last = self._costs[count // 2], count - 1 - int(count * _BEYOND)
+        more = _MARGIN + _DOUBT / math.sqrt(count)
+        tail = self._costs[last] * more
         if median <= 0 or tail <= 0:
             return MOST
-        slope = max(median - min(self._fixed, self.target) / moved, median * _LEAST_SLOPE)
+        slope, fixed = self._slope(median, moved), min(self._fixed, self.target)
         if_all_grows = self.target / tail
-        if_none_does = max(LEAST, moved + (self.target - tail * moved) / slope)
-        least = max(self.target * _LEAST_SHARE / median, min(self._fixed, self.target * _MOST_FIXED) / slope)
+        if_none_does = max(LEAST, (self.target - fixed - max(0.0, self._beyond[last]) * more) / slope)
+        least = max(self.target * _LEAST_SHARE / median, min(fixed, self.target * _MOST_FIXED) / slope)
         return int(min(MOST, max(least, math.sqrt(if_all_grows * if_none_does))))
 
 
@@ -169,6 +157,12 @@ class TokenBucket:
             paid_at = now if self._paid_at is None else max(self._paid_at, now - _CREDIT)
             self._paid_at = paid_at + count / self.rate
             return max(0.0, self._paid_at - now)
+
+    def give_back(self, count: int) -> None:
+        """Take note that `count` bytes that were taken are not moved after all."""
+        if self.rate is not None and count:
+            with self._lock:
+                self._paid_at = (self._paid_at or 0.0) - count / self.rate
 
     def most(self) -> int:
         """Return the most bytes to move at once, so that the rate holds over a second too."""

@@ -27,6 +27,8 @@ UNWRITTEN = -9999
 MADV_COLLAPSE = 25
 """Make transparent huge pages of a range now (madvise(2), Linux 6.1)."""
 
+_AT_ONCE = 1 << 16
+"""Bytes of a file asked for in one read."""
 _MOVE_PAGES_NUMBER = {"x86_64": 279, "aarch64": 239}
 _PROCESS_MADVISE_NUMBER = 440
 """The same on all architectures (process_madvise(2))."""
@@ -47,7 +49,14 @@ class Kernel:
 
     def read(self, path: Path) -> str:
         """Return the text of a small file; raises OSError."""
-        return path.read_text(encoding="utf-8", errors="replace")
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            parts = []
+            while part := os.read(descriptor, _AT_ONCE):
+                parts.append(part)
+        finally:
+            os.close(descriptor)
+        return b"".join(parts).decode(errors="replace")
 
     def write(self, path: Path, text: str) -> None:
         """Write a setting below /proc or /sys in one go; raises OSError."""
@@ -184,6 +193,10 @@ class Kernel:
     def set_affinity(self, thread_id: int, cpus: Collection[int]) -> None:
         """Let one thread run on these CPUs only (sched_setaffinity(2)); raises OSError."""
         os.sched_setaffinity(thread_id, cpus)
+
+    def own_affinity(self) -> frozenset[int]:
+        """Return the CPUs the calling thread may run on."""
+        return frozenset(os.sched_getaffinity(0))
 
     def set_own_affinity(self, cpus: Collection[int]) -> None:
         """Let the calling thread run on these CPUs only; raises OSError."""

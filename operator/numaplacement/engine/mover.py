@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Moves pages in timed calls, several at once, each of which may be the last."""
+"""Moves what is off target by several threads, and keeps what became of each page."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import os
+import math
 import threading
-from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,31 +13,30 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from .chunks import LEAST, MOST, START, ChunkSize, TokenBucket
-from .errors import PlaceFull, ProcessEnded, Stopped
-from .flight import Flight
-from .guard import NAP, Guard
+from .calls import Calls
+from .chunks import START
+from .errors import PlaceFull, Stopped
+from .guard import Guard
 from .jobs import Job, Jobs
-from .kernel import MPOL_MF_MOVE, MPOL_MF_MOVE_ALL, UNWRITTEN, MoveResult
+from .kernel import UNWRITTEN, MoveResult
 from .mappings import Kind
 from .plan import Demand, Trial, Trials, Units, movable_bytes, units
-from .pressure import Throttle
-from .reasons import Reason
-from .refusals import Patience, move_around_refusals
+from .refusals import Patience, move_around_refusals, trials_of_status
 from .survey import MappingPages, Survey
 from .targets import Targets
 from .verdict import Progress, Stage
-from .wording import count_text
 from .work import BlockKey, Piece, Work, WorkPlace, block_key, gather
 
 _TRIES = 2
 """Times a folio that was refused alone is tried in all passes together."""
 _IN_VAIN = 4
 """Blocks of a mapping that are given up before all others of it are."""
-_RECENT = 512
-"""Calls of which progress tells the p99."""
-_EXIT_WAIT = 2.0
-"""Seconds an exiting process may take from losing its memory to being gone."""
+_CALLS = 8
+"""Calls that one job takes at most: what is done once a job costs as much as a small call."""
+_SHARES = 32
+"""Parts into which all that is to move is divided at least: enough to see whether several movers pay."""
+_TELL_EVERY = 0.05
+"""Seconds between two tellings of progress at least."""
 
 
 @dataclass
@@ -87,30 +84,24 @@ class Pass:
 
 @dataclass(kw_only=True)
 class Mover:
-    """Moves the pages of one process to their targets, with `movers` threads.
+    """Moves the pages of one process to their targets, with `movers` threads that run on `cpus`, if any are given.
 
-    Calls of several threads overlap; all that is counted here is written under one lock. `landed` hears of a target,
-    the size of its pages and the bytes that arrived.
+    All that is counted here is written under one lock. `landed` hears of a target, the size of its pages and the bytes
+    that arrived.
     """
 
     guard: Guard
     targets: Targets
-    privileged: bool
+    calls: Calls
     clock: Callable[[], float]
-    size: ChunkSize
-    bucket: TokenBucket
-    flight: Flight
     movers: int = 1
-    throttle: Throttle | None = None
+    cpus: frozenset[int] = frozenset()
     landed: Callable[[int, int, int], None] = lambda _target, _page_size, _count: None
     memory: Memory = field(default_factory=Memory)
-    durations: list[float] = field(default_factory=list)
     moved: int = 0
     seconds: float = 0.0
-    waiting: str = ""
     _began: float = 0.0
-    _recent: list[float] = field(default_factory=list)
-    _lane: threading.Lock = field(default_factory=threading.Lock)
+    _told: float = -math.inf
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
     def run(self, survey: Survey, *, number: int) -> Pass:
@@ -118,6 +109,7 @@ class Mover:
         done = Pass(survey=survey)
         done.planned = self.moved + sum(self._movable(survey.pages).values())
         self._began = self.clock() - self.seconds
+        self.calls.most = max(START, (done.planned - self.moved) // _SHARES)
         jobs = Jobs(
             gather(self._pieces(survey, done)),
             most=lambda: self._most(done),
@@ -132,6 +124,7 @@ class Mover:
         finally:
             self.seconds = self.clock() - self._began
             jobs.take_note()
+        self.guard.tell(self._progress(done, number))
         if done.stopped:
             self.recall(done)
         return done
@@ -143,7 +136,7 @@ class Mover:
             target = self.targets.of(part.mapping)
             if target is None or not (known.size or self.memory.is_given_up(part)):
                 continue
-            plan = units(part, target=target, privileged=self.privileged)
+            plan = units(part, target=target, privileged=self.calls.privileged)
             trials = done.trials.of(part)
             refused = plan.pages(np.flatnonzero(np.isin(part.addresses(plan.position), known)))
             trials[refused[trials[refused] == Trial.NOT_TRIED]] = Trial.REFUSED
@@ -162,12 +155,8 @@ class Mover:
                 left += sum(self._movable([part]).values()) - known * part.mapping.page_size
         return left
 
-    def latency(self, percent: float) -> float:
-        """Return a percentile of the durations of calls so far, in seconds; 0 when there was none."""
-        return float(np.percentile(np.array(self.durations or [0.0]), percent))
-
     def _movable(self, parts: Iterable[MappingPages]) -> Demand:
-        return movable_bytes(parts, targets=self.targets, privileged=self.privileged)
+        return movable_bytes(parts, targets=self.targets, privileged=self.calls.privileged)
 
     def _in_threads(self, jobs: Jobs, done: Pass, number: int) -> None:
         """Let the movers take one job after the other. Raises what the first of them raised that was to stop."""
@@ -175,14 +164,12 @@ class Mover:
         def work() -> None:
             going = True
             while going:
-                # One that only prepares a call would keep the other from getting the interpreter back after its own.
-                with self._lane if self.size.one_by_one else contextlib.nullcontext():
-                    going = self._next(jobs, done, number)
+                going = self._next(jobs, done, number)
 
         if self.movers == 1:
             work()
             return
-        with ThreadPoolExecutor(self.movers, thread_name_prefix="mover") as pool:
+        with ThreadPoolExecutor(self.movers, thread_name_prefix="mover", initializer=self._settle) as pool:
             futures = []
             with contextlib.suppress(RuntimeError):  # the host has no thread left: fewer do the same
                 for _ in range(self.movers):
@@ -200,8 +187,17 @@ class Mover:
             self._move(job, done)
         except PlaceFull as full:
             self.memory.full.setdefault(job.work.place, full)
-        self.guard.tell(self._progress(done, number))
+        now = self.clock()
+        if now - self._told >= _TELL_EVERY:
+            self._told = now
+            self.guard.tell(self._progress(done, number))
         return True
+
+    def _settle(self) -> None:
+        """Keep a mover's thread where it is to be; where that is not allowed it runs anywhere."""
+        if self.cpus:
+            with contextlib.suppress(OSError):
+                self.guard.process.kernel.set_own_affinity(self.cpus)
 
     def _pieces(self, survey: Survey, done: Pass) -> Iterator[Piece]:
         """Yield what is to be moved, without what earlier passes have learned to leave; pages of pools come last.
@@ -214,7 +210,7 @@ class Mover:
                 yield from self._pieces_of(part, target, done)
 
     def _pieces_of(self, part: MappingPages, target: int, done: Pass) -> Iterator[Piece]:
-        plan = units(part, target=target, privileged=self.privileged)
+        plan = units(part, target=target, privileged=self.calls.privileged)
         if plan.position.size == 0:
             return
         trials = done.trials.of(part)
@@ -254,111 +250,31 @@ class Mover:
     def _move_chunk(self, work: Work, chunk: slice, *, outcome: NDArray[np.uint8], patience: Patience) -> None:
         """Move the folios of a chunk; write `outcome`, Trial as uint8[c]."""
         addresses, sizes = work.addresses[chunk], work.sizes[chunk]
-        process = self.guard.process
+        place = {"target": work.target, "page_size": work.page_size}
 
         def call(which: NDArray[np.int64]) -> MoveResult:
-            return self._call(addresses[which], sizes[which], target=work.target, page_size=work.page_size)
+            status = np.full(which.size, UNWRITTEN, dtype=np.int32)
+            try:
+                not_moved = self.calls.move(addresses[which], sizes[which], status=status, **place)
+            except BaseException:
+                reached = status != UNWRITTEN
+                outcome[which[reached]] = trials_of_status(status[reached], target=work.target)
+                raise
+            return MoveResult(errno=0, not_moved=not_moved, status=status)
 
         def locate(which: NDArray[np.int64]) -> NDArray[np.int32]:
-            result = process.kernel.locate_pages(process.pid, addresses[which])
-            if result.errno:
-                self._end(result.errno, target=work.target, page_size=work.page_size)
-            return result.status
+            return self.calls.locate(addresses[which], **place)
 
         move_around_refusals(
             addresses.size, target=work.target, call=call, locate=locate, patience=patience, trials=outcome
         )
 
-    def _call(
-        self, addresses: NDArray[np.uint64], sizes: NDArray[np.int64], *, target: int, page_size: int
-    ) -> MoveResult:
-        """Move folios with `sizes` int64[n] in bytes, in one call, or in several where room comes bit by bit."""
-        status = np.full(addresses.size, UNWRITTEN, dtype=np.int32)
-        self.guard.wait(self.bucket.take(int(sizes.sum()), self.clock()))
-        first = 0
-        while first < addresses.size:
-            self.guard.check()
-            self._await_pace()
-            count = self.flight.take(sizes[first:], target=target, page_size=page_size)
-            part = slice(first, first + count)
-            result = self._made(addresses[part], int(sizes[part].sum()), target=target, page_size=page_size)
-            if result is None:
-                continue
-            status[part] = result.status
-            first += count
-            if result.not_moved:
-                return MoveResult(errno=0, not_moved=result.not_moved + addresses.size - first, status=status)
-        return MoveResult(errno=0, not_moved=0, status=status)
-
-    def _made(self, addresses: NDArray[np.uint64], size: int, *, target: int, page_size: int) -> MoveResult | None:
-        """Make one call; None where it is to be made again with less privilege. Raises what its error means."""
-        process, privileged = self.guard.process, self.privileged
-        flags = MPOL_MF_MOVE_ALL if privileged else MPOL_MF_MOVE
-        began = self.clock()
-        try:
-            with self.guard.watchdog.call(f"a kernel call over {count_text(addresses.size, 'page')}"):
-                result = process.kernel.move_pages(process.pid, addresses, numa_node=target, flags=flags)
-        finally:
-            self.flight.landed(size, target=target)
-        seconds = self.clock() - began
-        if result.errno == errno.EPERM and privileged:
-            self.privileged = False
-            return None
-        if result.errno:
-            self._end(result.errno, target=target, page_size=page_size)
-        with self._lock:
-            self.durations.append(seconds)
-            insort(self._recent, seconds)
-            if len(self.durations) > _RECENT:
-                del self._recent[bisect_left(self._recent, self.durations[-_RECENT - 1])]
-            self.size.observe(seconds=seconds, moved=size)
-        return result
-
-    def _recent_p99(self) -> float:
-        return self._recent[int(0.99 * (len(self._recent) - 1))] if self._recent else 0.0
-
-    def _await_pace(self) -> None:
-        """Wait for as long as the VM or its neighbours need a rest. Raises Stopped and ProcessEnded."""
-        while self.throttle is not None:
-            pace = self.throttle.pace()
-            self.waiting = pace.reason
-            if pace.pause <= 0:
-                return
-            self.guard.tell_waiting(pace.reason)
-            self.guard.wait(pace.pause)
-
     def _most(self, done: Pass) -> int:
-        """Return the bytes of the next chunk; towards the end fewer, so that no mover is left with the last big one."""
-        share = self.throttle.pace().share if self.throttle is not None else 1.0
-        left = done.planned - self.moved - self.flight.total
-        evenly = MOST if self.movers == 1 or self.size.one_by_one else max(START, left // (2 * self.movers))
-        return max(LEAST, int(min(self.size.size, self.bucket.most(), evenly) * share))
-
-    def _end(self, number: int, *, target: int, page_size: int) -> None:
-        """Raise what an error of a whole call means (move_pages(2), ERRORS; mm/migrate.c)."""
-        if number == errno.ESRCH:
-            raise ProcessEnded
-        if number == errno.EINVAL:
-            self._await_exit()
-        pool = page_size > self.guard.process.kernel.page_size
-        reason = {
-            errno.ENOMEM: Reason.HUGEPAGE_POOL if pool else Reason.DESTINATION_FULL,
-            errno.EACCES: Reason.VM_CPUSET,
-            errno.EPERM: Reason.NO_ACCESS,
-            errno.ENOSYS: Reason.SYSCALL_BLOCKED,
-            errno.ENODEV: Reason.NODE_HAS_NO_MEMORY,
-        }.get(number, Reason.UNEXPLAINED)
-        name = errno.errorcode.get(number, str(number))
-        kind = PlaceFull if number == errno.ENOMEM else Stopped
-        raise kind(reason, f"move_pages to NUMA node {target} ended with {name}: {os.strerror(number)}")
-
-    def _await_exit(self) -> None:
-        """Raise ProcessEnded when the process is gone soon: the kernel says EINVAL once its memory is torn down."""
-        until = self.clock() + _EXIT_WAIT
-        process = self.guard.process
-        while self.clock() < until:
-            process.check()
-            process.kernel.sleep(NAP)
+        """Return the bytes of the next job; towards the end fewer, so that no mover is left with the last big one."""
+        usual = self.calls.usual()
+        left = done.planned - self.moved - self.calls.flight.total
+        calls = _CALLS if self.calls.durations else 1
+        return max(usual, min(calls * usual, left // (4 * self.movers)))
 
     def _progress(self, done: Pass, number: int) -> Progress:
         with self._lock:
@@ -369,6 +285,6 @@ class Mover:
                 bytes_done=self.moved,
                 bytes_total=done.planned,
                 bytes_per_second=int(self.moved / passed) if passed > 0 else 0,
-                call_p99=self._recent_p99(),
-                waiting=self.waiting,
+                call_p99=self.calls.recent_p99(),
+                waiting=self.calls.waiting,
             )

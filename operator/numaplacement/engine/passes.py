@@ -76,10 +76,10 @@ class Passes:
         if not touchable_bytes(last.pages, targets=targets):
             return last
         restraint = Restraint(
-            flight=mover.flight,
-            size=ChunkSize(target=mover.size.target),
-            bucket=mover.bucket,
-            throttle=mover.throttle,
+            flight=mover.calls.flight,
+            size=ChunkSize(target=mover.calls.size.target),
+            bucket=mover.calls.bucket,
+            throttle=mover.calls.throttle,
             landed=mover.landed,
             clock=self.clock,
         )

@@ -61,7 +61,12 @@ class HostPool:
         are left. That keeps to the kernel's own rule too, by which it takes pages of a pool only while more are free on
         the host than reserved.
         """
-        return max(0, self.on(numa_node).free - self.reserved)
+        return unpromised(self.on(numa_node).free, self.reserved)
+
+
+def unpromised(free: int, reserved: int) -> int:
+    """Return how many of a NUMA node's `free` pages may be taken where `reserved` ones of the host are promised."""
+    return max(0, free - reserved)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +152,16 @@ def read_pools(kernel: Kernel, page_size: int) -> HostPool:
         found[int(numa_node[1])] = Pool(total=total, free=free, surplus=surplus)
     reserved = int(kernel.read(kernel.sys / "kernel/mm/hugepages" / name / "resv_hugepages"))
     return HostPool(page_size=page_size, by_numa_node=found, reserved=reserved)
+
+
+def read_usable(kernel: Kernel, page_size: int, numa_node: int) -> int:
+    """Return how many free pages of one NUMA node's pool may be taken now, 0 where it has none; raises OSError."""
+    name = f"hugepages-{page_size // _KIB}kB"
+    try:
+        free = int(kernel.read(kernel.sys / f"devices/system/node/node{numa_node}/hugepages" / name / "free_hugepages"))
+    except FileNotFoundError:
+        return 0
+    return unpromised(free, int(kernel.read(kernel.sys / "kernel/mm/hugepages" / name / "resv_hugepages")))
 
 
 def largest_block(kernel: Kernel) -> int:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Mapping as Table
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,7 @@ from .contiguity import Contiguity, make_contiguous
 from .cpuset import CannotRead, Rebind, prepare_rebind
 from .errors import Stopped
 from .facts import Gathered, room
+from .gauge import Gauge
 from .guard import Guard
 from .host import reading_host
 from .kernel import Kernel
@@ -53,6 +55,7 @@ class Preparation:
     gathered: Gathered
     guard: Guard
     ledger: Ledger | None
+    clock: Callable[[], float]
     container: Container | None = None
     notes: list[Note] = field(default_factory=list)
     rebind: Rebind | None = None
@@ -60,7 +63,11 @@ class Preparation:
     _plans: dict[tuple[int, int], PoolPlan] = field(default_factory=dict)
     _reservation: Reservation | None = None
     _pools: GrownPools | None = None
+    _gauge: Gauge = field(init=False)
     _stack: ExitStack = field(default_factory=ExitStack)
+
+    def __post_init__(self) -> None:
+        self._gauge = Gauge(kernel=self.kernel, allow=self.request.allow, clock=self.clock)
 
     def __enter__(self) -> Self:
         return self
@@ -115,7 +122,7 @@ class Preparation:
         Raises Stopped where the host does not say.
         """
         try:
-            there = room(self.kernel, target, page_size, allow=self.request.allow)
+            there = self._gauge.room(target, page_size)
         except OSError as error:
             raise Stopped(Reason.UNEXPLAINED, f"what NUMA node {target} can take cannot be read: {error}") from error
         if self._reservation is None:

@@ -76,18 +76,17 @@ class ProcessFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class HeldProcess:
-    """A process behind a pidfd, with the start time it had when it was taken hold of."""
+    """A process behind a pidfd: its number stands for no other for as long as that one has not ended."""
 
     pid: int
     pidfd: int
-    start_time: int
     kernel: Kernel
 
     def check(self) -> None:
         """Raise ProcessEnded unless the number still stands for the same, living process."""
         with reading(self.pid):
             ended = self.kernel.has_ended(self.pidfd)
-        if ended or start_time(self.pid, self.kernel) != self.start_time:
+        if ended:
             raise ProcessEnded
 
 
@@ -102,7 +101,7 @@ def hold(pid: int, kernel: Kernel, pidfd: int | None) -> Iterator[HeldProcess]:
     started: int | None = None
     try:
         started = start_time(pid, kernel)
-        process = HeldProcess(pid=pid, pidfd=held, start_time=started, kernel=kernel)
+        process = HeldProcess(pid=pid, pidfd=held, kernel=kernel)
         process.check()
         yield process
     except ProcessEnded as error:

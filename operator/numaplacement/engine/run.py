@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from .afterwards import notes_beside, notes_on
+from .calls import Calls
 from .checks import refusals
 from .chunks import ChunkSize, TokenBucket
 from .errors import EngineError, LocatingRefused, ProcessEnded, Stopped
@@ -19,6 +20,7 @@ from .guard import Guard
 from .host import HostFacts, read_host
 from .judge import held_wholly, moved, stopped_before, untouched
 from .kernel import Kernel
+from .lanes import Lanes
 from .ledger import Ledger
 from .mover import Mover, Pass
 from .passes import Passes, rebuilt
@@ -29,11 +31,10 @@ from .reasons import ADVICE, Reason
 from .reveal import explained
 from .survey import Survey
 from .surveyor import survey
-from .threads import cpus_by_cell, follow, restore
+from .threads import beside, cpus_by_cell, follow, restore
 from .verdict import (
     NO_NUMA_NODE,
     Allow,
-    CallTimes,
     Note,
     Outcome,
     PageClass,
@@ -125,7 +126,7 @@ class _Run:
             deadline_at=self.started + self.request.deadline,
         )
         preparation = self.preparation = Preparation(
-            process=process, request=self.request, gathered=gathered, guard=guard, ledger=self.ledger
+            process=process, request=self.request, gathered=gathered, guard=guard, ledger=self.ledger, clock=self.clock
         )
         with guard.watchdog, preparation:
             verdict = self._prepared(preparation, host)
@@ -194,13 +195,12 @@ class _Run:
         mover = self.mover = Mover(
             guard=guard,
             targets=targets,
-            privileged=gathered.privileged,
+            calls=self._calls(preparation),
             clock=self.clock,
-            size=ChunkSize(target=request.call_latency),
-            bucket=TokenBucket(rate=request.bandwidth),
-            flight=Flight(guard=guard, room=preparation.room, clock=self.clock, patience=self._patience()),
             movers=request.movers,
-            throttle=self.throttle,
+            cpus=beside(
+                read_threads(process.pid, process.kernel), own=process.kernel.own_affinity(), least=request.movers
+            ),
             landed=preparation.landed,
         )
         mover.memory.held = held_wholly(gathered)
@@ -231,6 +231,20 @@ class _Run:
         )
         return replace(verdict, notes=notes, residue=explained(verdict.residue, passes.left_in_swap))
 
+    def _calls(self, preparation: Preparation) -> Calls:
+        """Return what makes the calls, as this run may make them."""
+        request, guard = self.request, preparation.guard
+        return Calls(
+            guard=guard,
+            clock=self.clock,
+            size=ChunkSize(target=request.call_latency),
+            bucket=TokenBucket(rate=request.bandwidth),
+            flight=Flight(guard=guard, room=preparation.room, clock=self.clock, patience=self._patience()),
+            lanes=Lanes(movers=request.movers, clock=self.clock),
+            privileged=preparation.gathered.privileged,
+            throttle=self.throttle,
+        )
+
     def _patience(self) -> float:
         """Return how long to wait for room: for the kernel to make some, or for another run to say what it has used."""
         if Allow.RECLAIM in self.request.allow:
@@ -258,7 +272,7 @@ class _Run:
             request=self.request,
             done=done,
             after=after,
-            privileged=mover.privileged,
+            privileged=mover.calls.privileged,
             full=mover.memory.full,
         )
         return self._measured(verdict)
@@ -296,5 +310,5 @@ class _Run:
             threads=self.threads,
             passes=self.passes.count if self.passes else 0,
             move_seconds=mover.seconds,
-            calls=CallTimes(count=len(mover.durations), p50=mover.latency(50), p99=mover.latency(99)),
+            calls=mover.calls.times(),
         )

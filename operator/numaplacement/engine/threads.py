@@ -41,6 +41,16 @@ class ThreadPlan:
     alone: set[int] = field(default_factory=set)
 
 
+def beside(threads: Iterable[ThreadFacts], *, own: frozenset[int], least: int) -> frozenset[int]:
+    """Return the CPUs of `own`, at least so many, that threads of the VM are not bound to; none where there are none.
+
+    A mover on the only CPU of a vCPU would take that from it. Threads that may run on all of them are not bound.
+    """
+    bound = frozenset[int]().union(*(thread.affinity for thread in threads if not own <= thread.affinity))
+    free = own - bound
+    return free if bound and len(free) >= least else frozenset()
+
+
 def cpus_by_cell(
     cells: Iterable[Cell], asked: Table[int, int], numa_node_cpus: Table[int, frozenset[int]]
 ) -> TargetCpusOf:

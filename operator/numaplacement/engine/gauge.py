@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What may be taken on NUMA nodes, read anew for each call at the price of a small file.
+
+/proc/zoneinfo has lines for each CPU in each zone: a host with many CPUs takes longer over it than a small call lasts.
+Its watermarks hardly ever change. So it is read now and then, and what is free for each call: what that has become less
+by is taken off.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from .facts import room
+from .kernel import Kernel
+from .pools import read_usable
+from .verdict import Allow
+
+_KIB = 1024
+_FRESH = 0.1
+"""Seconds for which watermarks, and how what is free is spread over zones, are taken to stay as they are."""
+_FREE = re.compile(r"\bMemFree:\s+(\d+) kB$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class _Reading:
+    at: float
+    free: int
+    room: int
+
+
+class Gauge:
+    """The room on NUMA nodes for one run; its mover threads share it."""
+
+    def __init__(self, *, kernel: Kernel, allow: frozenset[Allow], clock: Callable[[], float]) -> None:
+        self._kernel = kernel
+        self._allow = allow
+        self._clock = clock
+        self._meminfo: dict[int, Path] = {}
+        self._readings: dict[int, _Reading] = {}
+        self._lock = threading.Lock()
+
+    def room(self, numa_node: int, page_size: int) -> int:
+        """Return the bytes that may be taken there now, in pages of a size. Raises OSError."""
+        if page_size != self._kernel.page_size:
+            return read_usable(self._kernel, page_size, numa_node) * page_size
+        if Allow.RECLAIM in self._allow:  # kswapd is at work: nothing stays as it is
+            return room(self._kernel, numa_node, page_size, allow=self._allow)
+        free, now = self._free(numa_node), self._clock()
+        with self._lock:
+            last = self._readings.get(numa_node)
+            if last is not None and now - last.at < _FRESH:
+                left = last.room - max(0, last.free - free)
+                if 2 * left >= last.room:
+                    return left
+            there = room(self._kernel, numa_node, page_size)
+            self._readings[numa_node] = _Reading(now, free, there)
+            return there
+
+    def _free(self, numa_node: int) -> int:
+        """Return what is free on a NUMA node, in bytes, whether it may be taken or not."""
+        path = self._meminfo.get(numa_node)
+        if path is None:
+            path = self._kernel.sys / f"devices/system/node/node{numa_node}/meminfo"
+            self._meminfo[numa_node] = path
+        found = _FREE.search(self._kernel.read(path))
+        return int(found[1]) * _KIB if found else 0

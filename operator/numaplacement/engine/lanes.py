@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How many movers are in calls at the same time: one, or all, whichever is seen to move more.
+
+Calls at the same time share locks of the kernel: each has every CPU drain its lists first, behind one mutex
+(mm/swap.c, __lru_add_drain_all), and takes pages from and to lists of the same two NUMA nodes. On a host with idle CPUs
+several move more; where CPUs are scarce, or the host is a guest itself and the holder of a spinlock may lose its CPU,
+they are slower than one by far. No figure tells beforehand: so both are tried, by the clock, and tried again.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+_SETTLING = 8
+"""Calls before anything is measured: their size is still growing."""
+_CALLS = 8
+_SECONDS = 0.05
+"""Calls and seconds that a trial takes at least."""
+_GAIN = 1.05
+"""Times as much as one that all have to move: the VM pays for each of them with a CPU."""
+_HOPELESS = 0.5
+"""Part of what the other way moves; below it a trial ends at once."""
+_HOLD = 2.0
+"""Seconds for which a choice stands."""
+
+
+@dataclass(kw_only=True)
+class Choice:
+    """Chooses between one mover and `most` by the bytes each way moves in a second. Pure; not locked.
+
+    `active` is how many may be in calls now.
+    """
+
+    most: int
+    active: int = 1
+    _calls: int = 0
+    _began: float | None = None
+    _moved: int = 0
+    _rates: dict[int, float] = field(default_factory=dict)
+    _trying: bool = False
+
+    def observe(self, *, moved: int, now: float) -> None:
+        """Take note of a call over `moved` bytes that has just ended."""
+        if self.most == 1:
+            return
+        self._calls += 1
+        if self._began is None:
+            if self._calls >= _SETTLING:
+                self._trying = True
+                self._begin(1, now)
+            return
+        self._moved += moved
+        seconds = now - self._began
+        if seconds <= 0:
+            return
+        rate = self._moved / seconds
+        if not self._trying:
+            if seconds >= _HOLD:
+                self._rates = {self.active: rate}
+                self._trying = True
+                self._begin(self._other, now)
+        elif self._enough(rate, seconds):
+            self._rates[self.active] = rate
+            self._go_on(now)
+
+    @property
+    def _other(self) -> int:
+        return 1 if self.active > 1 else self.most
+
+    def _enough(self, rate: float, seconds: float) -> bool:
+        """Say whether a trial has shown what it was to show."""
+        if seconds < _SECONDS:
+            return False
+        return self._calls >= _CALLS or rate < _HOPELESS * self._rates.get(self._other, 0.0)
+
+    def _go_on(self, now: float) -> None:
+        """Begin the next trial, or choose."""
+        if self._other not in self._rates:
+            self._begin(self._other, now)
+            return
+        self._trying = False
+        self._begin(self.most if self._rates[self.most] > _GAIN * self._rates[1] else 1, now)
+
+    def _begin(self, active: int, now: float) -> None:
+        self.active, self._began, self._calls, self._moved = active, now, 0, 0
+
+
+class Lanes:
+    """Lets movers into calls, as many at a time as is best; all movers of a run share it."""
+
+    def __init__(self, *, movers: int, clock: Callable[[], float]) -> None:
+        self._choice = Choice(most=movers)
+        self._clock = clock
+        self._running = 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """Be one of those in calls, once there is room for one more."""
+        self._enter()
+        try:
+            yield
+        finally:
+            self._leave()
+
+    def observe(self, moved: int, *, more: bool) -> None:
+        """Take note of a call that has ended; where `more` are to follow and there are too many, step aside first."""
+        with self._changed:
+            before = self._choice.active
+            self._choice.observe(moved=moved, now=self._clock())
+            if self._choice.active > before:
+                self._changed.notify_all()
+            crowded = more and self._running > self._choice.active
+        if crowded:
+            self._leave()
+            self._enter()
+
+    def _enter(self) -> None:
+        with self._changed:
+            while self._running >= self._choice.active:
+                self._changed.wait()
+            self._running += 1
+
+    def _leave(self) -> None:
+        with self._changed:
+            self._running -= 1
+            self._changed.notify()

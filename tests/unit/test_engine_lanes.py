@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How many movers are in calls at once."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from numaplacement.engine.lanes import Choice, Lanes
+
+MIB = 1 << 20
+
+
+def go(choice: Choice, rates: dict[int, float], *, until: float, now: float = 0.0) -> tuple[float, dict[int, float]]:
+    """Make calls of 1 MiB; `rates` are bytes a second by how many are in calls. Return the time, and seconds spent."""
+    spent = dict.fromkeys(rates, 0.0)
+    while now < until:
+        active = choice.active
+        seconds = MIB / rates[active]
+        now += seconds
+        spent[active] += seconds
+        choice.observe(moved=MIB, now=now)
+    return now, spent
+
+
+@pytest.mark.parametrize(("all_of_them", "chosen"), [(2.0, 2), (1.2, 2), (1.02, 1), (1.0, 1), (0.5, 1), (0.01, 1)])
+def test_what_moves_more_by_the_clock_is_chosen(all_of_them: float, chosen: int) -> None:
+    choice = Choice(most=2)
+    go(choice, {1: 300e6, 2: 300e6 * all_of_them}, until=1.5)
+    assert choice.active == chosen
+
+
+@pytest.mark.parametrize(("all_of_them", "chosen"), [(2.0, 2), (0.5, 1), (0.02, 1)])
+def test_trying_the_other_way_again_costs_little(all_of_them: float, chosen: int) -> None:
+    choice = Choice(most=2)
+    rates = {1: 300e6, 2: 300e6 * all_of_them}
+    _, spent = go(choice, rates, until=30.0)
+    assert spent[3 - chosen] <= 3.0
+
+
+def test_it_follows_a_host_whose_cpus_are_taken_and_free_again() -> None:
+    choice, now = Choice(most=2), 0.0
+    for all_of_them, better in ((500e6, 2), (10e6, 1), (500e6, 2)):
+        now, _ = go(choice, {1: 300e6, 2: all_of_them}, until=now + 3.0, now=now)
+        now, spent = go(choice, {1: 300e6, 2: all_of_them}, until=now + 6.0, now=now)
+        assert spent[better] >= 0.85 * 6.0
+
+
+def test_a_single_mover_has_no_choice() -> None:
+    choice = Choice(most=1)
+    go(choice, {1: 300e6}, until=3.0)
+    assert choice.active == 1
+
+
+def test_calls_that_took_no_time_choose_nothing() -> None:
+    choice = Choice(most=2)
+    for _ in range(100):
+        choice.observe(moved=MIB, now=1.0)
+    assert choice.active == 1
+
+
+@pytest.mark.parametrize("movers", [1, 2, 4])
+def test_no_more_are_in_calls_than_are_let_in(movers: int) -> None:
+    """Calls by real threads whose clock stands still, so that one at a time are let in."""
+    lanes = Lanes(movers=movers, clock=lambda: 0.0)
+    inside, most, lock = 0, 0, threading.Lock()
+
+    def work() -> None:
+        nonlocal inside, most
+        for _ in range(20):
+            with lanes.entered():
+                for call in range(4):
+                    with lock:
+                        inside += 1
+                        most = max(most, inside)
+                    with lock:
+                        inside -= 1
+                    lanes.observe(MIB, more=call < 3)
+
+    with ThreadPoolExecutor(movers) as pool:
+        for done in [pool.submit(work) for _ in range(movers)]:
+            done.result(timeout=60)
+    assert (inside, most) == (0, 1)
+
+
+def test_one_that_fails_lets_the_next_in() -> None:
+    lanes = Lanes(movers=2, clock=lambda: 0.0)
+    with pytest.raises(ZeroDivisionError), lanes.entered():
+        raise ZeroDivisionError
+    with lanes.entered():
+        lanes.observe(MIB, more=True)
+
+
+def test_who_is_one_too_many_steps_aside() -> None:
+    """Both are in when one at a time turns out to be better: the one that comes to its next call first waits."""
+    now = [0.0]
+    lanes = Lanes(movers=2, clock=lambda: now[0])
+    lanes._choice.active = 2
+    entered, aside = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with lanes.entered():
+            entered.set()
+            aside.wait(60)
+
+    thread = threading.Thread(target=other)
+    with lanes.entered():
+        thread.start()
+        assert entered.wait(60)
+        lanes._choice.active = 1
+        timer = threading.Timer(0.2, aside.set)
+        timer.start()
+        lanes.observe(MIB, more=True)
+        assert aside.is_set(), "it went on beside the other"
+    thread.join()

@@ -248,7 +248,7 @@ def main() -> None:
     parser.add_argument("--to", type=Path, required=True, help="folder for engine.json")
     parser.add_argument("--kinds", nargs="*", default=list(PAGE_SIZES))
     parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--size", type=int, default=256, help="MiB moved")
+    parser.add_argument("--size", type=int, default=512, help="MiB moved")
     parser.add_argument("--movers", type=int, default=2)
     parser.add_argument("--only", default="", help="cases whose name holds this")
     options = parser.parse_args()

@@ -11,6 +11,7 @@ import threading
 from bisect import bisect_left, insort
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import NamedTuple
 
 _MIB = 1 << 20
@@ -29,12 +30,15 @@ _BEYOND = 0.005
 _MARGIN = 1.2
 _DOUBT = 3.0
 """After n calls the slowest is taken to be exceeded by 3/sqrt(n) more: few calls do not show the tail."""
+_FEW = 9
+"""Calls that tell what is usual now."""
 _OUTGROWN = 4
 """Calls of a fourth of the size and less are forgotten: the fixed cost was a bigger part of theirs."""
 _LEAST_SLOPE = 1 / 8
 """Part of a call's time that at least is taken to grow with its size."""
-_LEAST_SHARE = 1 / 16
-"""Part of the target that the median call lasts at least, however bad the tail."""
+_LEAST_SHARE = 1 / 4
+"""Part of the target that the usual call lasts at least: it is not size that makes one of a hundred four times as long,
+and smaller calls would only be more."""
 _MOST_FIXED = 1 / 4
 """Part of the target up to which a call copies for as long as it waits: smaller ones would only be more."""
 
@@ -52,8 +56,8 @@ class ChunkSize:
 
     It remembers recent calls: their seconds per byte, and those beyond the usual. The slow tail is partly made by size
     (a slow copy) and partly not (an interrupt, a CPU that drains its lists late), and it cannot be told which part is
-    which: the next size is the geometric mean of those that either would allow. It grows to at most twice what a call has just shown to be good, and shrinks at once. A folio is never divided: the mover takes
-    one at least.
+    which: the next size is the geometric mean of those that either would allow. It grows to at most twice what a call
+    has just shown to be good, and shrinks at once. A folio is never divided: the mover takes one at least.
     """
 
     target: float
@@ -111,10 +115,15 @@ class ChunkSize:
         """Return by how many seconds a call grows with each byte; `median` are the seconds per byte of calls."""
         return max(median - min(self._fixed, self.target) / moved, median * _LEAST_SLOPE)
 
+    def _lately(self) -> float:
+        """Return the seconds per byte of the usual call of the last few: a host may have become slower."""
+        costs = sorted(call.cost for call in islice(reversed(self._recent), _FEW))
+        return costs[len(costs) // 2]
+
     def _wanted(self, moved: int) -> int:
         """Return the size whose tail ends at the target, judged from calls over about `moved` bytes."""
         count = len(self._costs)
-        median, last = self._costs[count // 2], count - 1 - int(count * _BEYOND)
+        median, last = max(self._costs[count // 2], self._lately()), count - 1 - int(count * _BEYOND)
         more = _MARGIN + _DOUBT / math.sqrt(count)
         tail = self._costs[last] * more
         if median <= 0 or tail <= 0:

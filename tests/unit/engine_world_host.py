@@ -91,7 +91,7 @@ def with_page_cache(world: World, numa_node: int, size: int) -> None:
     path = f"{NODE}/node{numa_node}"
 
     def meminfo() -> str:
-        values = {"MemTotal": 4 << 30, "MemFree": world.safe[numa_node], "Inactive(file)": cache[0]}
+        values = {"MemTotal": 4 << 30, "MemFree": world.safe[numa_node] + 3000 * PAGE, "Inactive(file)": cache[0]}
         return "".join(f"Node {numa_node} {name}: {count >> 10} kB\n" for name, count in values.items())
 
     def reclaim(text: str) -> None:

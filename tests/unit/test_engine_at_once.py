@@ -42,9 +42,9 @@ def process(host: World) -> World:
     return World([Region(HEAP, [1] * PAGES)], safe=host.safe, lock=host.lock)
 
 
-def move(world: World, root: Path, ledger: Ledger, watcher: Recorder) -> Verdict:
+def move(world: World, root: Path, ledger: Ledger, watcher: Recorder, *, dry_run: bool = False) -> Verdict:
     root.mkdir()
-    request = Request(target=0, movers=3)
+    request = Request(target=0, movers=3, dry_run=dry_run)
     verdict = run(
         pid=PID,
         request=request,
@@ -70,6 +70,7 @@ def test_two_runs_for_one_target_place_and_a_third_waits_for_room(tmp_path: Path
             for world, name, ledger in ((first, "first", ledgers[0]), (second, "second", ledgers[1]))
         ]
         reserved.wait(LIMIT)
+        planned = move(third, tmp_path / "planned", ledgers[2], Recorder(), dry_run=True)
         refused = move(third, tmp_path / "third", ledgers[2], Recorder())
         going.set()
         placed = [each.result(LIMIT) for each in runs]
@@ -77,11 +78,20 @@ def test_two_runs_for_one_target_place_and_a_third_waits_for_room(tmp_path: Path
     assert refused.outcome is Outcome.REFUSED
     assert [refusal.reason for refusal in refused.refusals] == [Reason.DESTINATION_FULL]
     assert f"{2 * PAGES * PAGE / MIB:.1f} MiB of that is reserved by other moves" in refused.message
+    assert (planned.outcome, planned.message) == (refused.outcome, refused.message)
     assert third.calls == []
     assert host.safe[0] == PAGES // 2 * PAGE
     host.safe[0] += PAGES * PAGE  # the first process ends
     assert move(third, tmp_path / "again", ledgers[2], Recorder()).outcome is Outcome.PLACED
     assert host.safe[0] == PAGES // 2 * PAGE
+
+
+def test_a_dry_run_reserves_nothing(tmp_path: Path) -> None:
+    world = World([Region(HEAP, [1] * PAGES)], safe={0: 2 * PAGES * PAGE, 1: 1 << 30})
+    ledger = Ledger(tmp_path / "ledger")
+    assert move(world, tmp_path / "planned", ledger, Recorder(), dry_run=True).outcome is Outcome.PLANNED
+    assert not ledger.held_by_others()
+    assert world.calls == []
 
 
 def test_movers_do_not_race(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from numaplacement.engine.run import run
 from numaplacement.engine.verdict import Allow, Outcome, Progress, Request, Stage
 from numaplacement.engine.watchdog import Watchdog
 from tests.unit.engine_world import MIB, PAGE, PID, Recorder, Region, SimulatedKernel, World, run_in
-from tests.unit.engine_world_host import with_pools
+from tests.unit.engine_world_host import with_page_cache, with_pools
 from tests.unit.engine_world_region import HUGE
 from tests.unit.test_engine_run import HEAP, heap, residue
 
@@ -92,6 +92,29 @@ def test_a_chunk_greater_than_the_room_is_cut_to_it(tmp_path: Path) -> None:
     verdict = run_in(world, tmp_path, call_latency=60.0)
     assert verdict.outcome is Outcome.PLACED
     assert not world.overdrawn
+
+
+def test_page_cache_that_comes_back_meanwhile_is_pushed_out_again(tmp_path: Path) -> None:
+    """As whoever reads files on the target does; what the move needs is had from what that left."""
+    world = World([heap()], safe=dict.fromkeys(range(4), 1 << 30) | {0: 4 * MIB})
+    with_page_cache(world, 0, 256 * MIB)
+    world.hooks[3] = lambda: world.safe.update({0: 0})
+    verdict = run_in(world, tmp_path, allow=frozenset({Allow.RECLAIM}))
+    assert verdict.outcome is Outcome.PLACED
+
+
+def test_page_cache_that_is_not_to_be_had_again_leaves_the_rest_where_it_is(tmp_path: Path) -> None:
+    world = World([heap()], safe=dict.fromkeys(range(4), 1 << 30) | {0: 4 * MIB})
+    with_page_cache(world, 0, 64 * MIB)
+
+    def taken() -> None:
+        with_page_cache(world, 0, 0)
+        world.safe[0] = 0
+
+    world.hooks[3] = taken
+    verdict = run_in(world, tmp_path, allow=frozenset({Allow.RECLAIM}))
+    assert verdict.outcome is Outcome.RESIDUE
+    assert set(residue(verdict)) == {Reason.DESTINATION_FULL}
 
 
 def test_busy_pages_are_tried_again_after_a_while(tmp_path: Path) -> None:

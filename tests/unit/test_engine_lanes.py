@@ -48,6 +48,20 @@ def test_it_follows_a_host_whose_cpus_are_taken_and_free_again() -> None:
         assert spent[better] >= 0.85 * 6.0
 
 
+@pytest.mark.parametrize(("late_of_all", "chosen"), [(0.0, 2), (0.01, 2), (0.2, 1)])
+def test_moving_more_is_not_worth_long_calls(late_of_all: float, chosen: int) -> None:
+    choice, now, calls = Choice(most=2), 0.0, 0
+    spent = {1: 0.0, 2: 0.0}
+    while now < 20.0:
+        calls += 1
+        seconds = MIB / {1: 300e6, 2: 450e6}[choice.active]
+        now += seconds
+        spent[choice.active] += seconds
+        late = choice.active == 2 and calls % 100 < 100 * late_of_all
+        choice.observe(moved=MIB, now=now, late=late)
+    assert spent[chosen] >= 0.7 * 20.0
+
+
 def test_a_single_mover_has_no_choice() -> None:
     choice = Choice(most=1)
     go(choice, {1: 300e6}, until=3.0)
@@ -63,21 +77,21 @@ def test_calls_that_took_no_time_choose_nothing() -> None:
 
 @pytest.mark.parametrize("movers", [1, 2, 4])
 def test_no_more_are_in_calls_than_are_let_in(movers: int) -> None:
-    """Calls by real threads whose clock stands still, so that one at a time are let in."""
-    lanes = Lanes(movers=movers, clock=lambda: 0.0)
+    """Work by real threads whose clock stands still, so that one at a time is let in."""
+    lanes = Lanes(movers=movers, latency=1.0, clock=lambda: 0.0)
     inside, most, lock = 0, 0, threading.Lock()
 
     def work() -> None:
         nonlocal inside, most
-        for _ in range(20):
-            with lanes.entered():
-                for call in range(4):
-                    with lock:
-                        inside += 1
-                        most = max(most, inside)
-                    with lock:
-                        inside -= 1
-                    lanes.observe(MIB, more=call < 3)
+        with lanes.entered():
+            for _ in range(20):
+                with lock:
+                    inside += 1
+                    most = max(most, inside)
+                lanes.observe(moved=MIB, seconds=0.1)
+                with lock:
+                    inside -= 1
+                lanes.step_aside()
 
     with ThreadPoolExecutor(movers) as pool:
         for done in [pool.submit(work) for _ in range(movers)]:
@@ -86,17 +100,17 @@ def test_no_more_are_in_calls_than_are_let_in(movers: int) -> None:
 
 
 def test_one_that_fails_lets_the_next_in() -> None:
-    lanes = Lanes(movers=2, clock=lambda: 0.0)
+    lanes = Lanes(movers=2, latency=1.0, clock=lambda: 0.0)
     with pytest.raises(ZeroDivisionError), lanes.entered():
         raise ZeroDivisionError
     with lanes.entered():
-        lanes.observe(MIB, more=True)
+        lanes.observe(moved=MIB, seconds=0.1)
+        lanes.step_aside()
 
 
 def test_who_is_one_too_many_steps_aside() -> None:
-    """Both are in when one at a time turns out to be better: the one that comes to its next call first waits."""
-    now = [0.0]
-    lanes = Lanes(movers=2, clock=lambda: now[0])
+    """Both are in when one at a time turns out to be better: the one that comes to its next job first waits."""
+    lanes = Lanes(movers=2, latency=1.0, clock=lambda: 0.0)
     lanes._choice.active = 2
     entered, aside = threading.Event(), threading.Event()
 
@@ -112,6 +126,6 @@ def test_who_is_one_too_many_steps_aside() -> None:
         lanes._choice.active = 1
         timer = threading.Timer(0.2, aside.set)
         timer.start()
-        lanes.observe(MIB, more=True)
+        lanes.step_aside()
         assert aside.is_set(), "it went on beside the other"
     thread.join()

@@ -41,11 +41,11 @@ def guest(*, mems: str = "0-3", own: list[int] | None = None) -> World:
     return world
 
 
-def move(world: World, root: Path, cells: dict[int, int] | None = None) -> Verdict:
+def move(world: World, root: Path, cells: dict[int, int] | None = None, *, dry_run: bool = False) -> Verdict:
     """Move with the cpuset allowed to be written, and see that the verdict closes and is of how things are now."""
     verdict = run(
         pid=PID,
-        request=Request(target=None if cells else 0, cells=cells or {}, movers=1, allow=ALLOW),
+        request=Request(target=None if cells else 0, cells=cells or {}, movers=1, allow=ALLOW, dry_run=dry_run),
         kernel=SimulatedKernel(world, root),
         watcher=Recorder(),
         clock=lambda: world.now,
@@ -73,13 +73,20 @@ def test_a_cell_nothing_was_asked_of_stays_and_the_cpuset_is_left_alone(tmp_path
     assert note.remedy
 
 
-def test_a_move_that_needs_the_cpuset_is_refused_where_cells_are_left_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_a_move_that_needs_the_cpuset_is_refused_where_cells_are_left_out(tmp_path: Path, dry_run: bool) -> None:
     world = guest(mems="1-2")
-    verdict = move(world, tmp_path, cells={1: 0})
+    verdict = move(world, tmp_path, cells={1: 0}, dry_run=dry_run)
     assert verdict.outcome is Outcome.REFUSED
     assert "nothing is asked of guest cell 0" in verdict.message
     assert (world.mems, world.calls) == ("1-2", [])
     assert world.bytes_on() == {1: 2 * HUGE, 2: 3 * HUGE}
+
+
+def test_a_dry_run_writes_no_cpuset(tmp_path: Path) -> None:
+    world = guest(mems="1-2")
+    assert move(world, tmp_path, cells={0: 0, 1: 0}, dry_run=True).outcome is Outcome.PLANNED
+    assert world.mems == "1-2"
 
 
 @pytest.mark.parametrize("mems", ["0-3", "1-2"])

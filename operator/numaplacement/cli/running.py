@@ -134,8 +134,7 @@ def _on_interruption(watch: Watch, request: Request, *, again: bool) -> str:
 
 def _whole_way(candidate: Candidate, request: Request, around: Surroundings, *, watch: Watch, pidfd: int) -> Verdict:
     """Move, and see whether it stays. Raises EngineError."""
-    reserving = contextlib.nullcontext() if request.dry_run else contextlib.closing(Ledger(around.reservations))
-    with reserving as ledger:
+    with contextlib.closing(Ledger(around.reservations)) as ledger:
         verdict = run(
             pid=candidate.pid,
             request=request,
@@ -145,7 +144,7 @@ def _whole_way(candidate: Candidate, request: Request, around: Surroundings, *, 
             pidfd=pidfd,
             ledger=ledger,
         )
-    if ledger is None:
+    if request.dry_run:
         return verdict
     if ledger.note and verdict.calls.count:
         say(f"{ledger.note}.")

@@ -69,25 +69,23 @@ class Calls:
         """
         ends = np.cumsum(sizes)
         first = 0
-        with self.lanes.entered():
-            while first < addresses.size:
-                self.guard.check()
-                self._await_pace()
-                before = int(ends[first - 1]) if first else 0
-                last = max(first + 1, int(np.searchsorted(ends, before + self._most(), side="right")))
-                self.guard.wait(self.bucket.take(int(ends[last - 1]) - before, self.clock()))
-                count = self.flight.take(sizes[first:last], target=target, page_size=page_size)
-                part = slice(first, first + count)
-                moved = int(ends[first + count - 1]) - before
-                self.bucket.give_back(int(ends[last - 1]) - before - moved)
-                result = self._made(addresses[part], moved, target=target, page_size=page_size)
-                if result is None:
-                    continue
-                status[part] = result.status
-                first += count
-                if result.not_moved:
-                    return result.not_moved + addresses.size - first
-                self.lanes.observe(moved, more=first < addresses.size)
+        while first < addresses.size:
+            self.guard.check()
+            self._await_pace()
+            before = int(ends[first - 1]) if first else 0
+            last = max(first + 1, int(np.searchsorted(ends, before + self._most(), side="right")))
+            self.guard.wait(self.bucket.take(int(ends[last - 1]) - before, self.clock()))
+            count = self.flight.take(sizes[first:last], target=target, page_size=page_size)
+            part = slice(first, first + count)
+            moved = int(ends[first + count - 1]) - before
+            self.bucket.give_back(int(ends[last - 1]) - before - moved)
+            result = self._made(addresses[part], moved, target=target, page_size=page_size)
+            if result is None:
+                continue
+            status[part] = result.status
+            first += count
+            if result.not_moved:
+                return result.not_moved + addresses.size - first
         return 0
 
     def locate(self, addresses: NDArray[np.uint64], *, target: int, page_size: int) -> NDArray[np.int32]:
@@ -137,6 +135,7 @@ class Calls:
             if len(self.durations) > _RECENT:
                 del self._recent[bisect_left(self._recent, self.durations[-_RECENT - 1])]
             self.size.observe(seconds=seconds, moved=size)
+        self.lanes.observe(moved=size, seconds=seconds)
         return result
 
     def _await_pace(self) -> None:

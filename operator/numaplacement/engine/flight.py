@@ -27,13 +27,15 @@ Room = Callable[[int, int], int]
 class Flight:
     """Bytes of calls under way, by NUMA node they go to; movers share it.
 
-    `patience` are the seconds to wait for room that the kernel, or another run, is making.
+    `patience` are the seconds to wait for room that the kernel, or another run, is making. `make_room` is given a NUMA
+    node, the size of a page and the bytes that are missing there.
     """
 
     guard: Guard
     room: Room
     clock: Callable[[], float]
     patience: float = 0.0
+    make_room: Callable[[int, int, int], None] = lambda _target, _page_size, _count: None
     _bytes: dict[int, int] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -54,11 +56,14 @@ class Flight:
         until = self.clock() + self.patience
         while True:
             late = self.clock() >= until
-            count, free, alone = self._try(ends, int(ends[0]) if late else chunk, target=target, page_size=page_size)
+            least = int(ends[0]) if late else chunk
+            count, free, alone = self._try(ends, least, target=target, page_size=page_size)
             if count:
                 return count
             if late and alone:
                 raise self._full(free, int(ends[0]), target=target, page_size=page_size)
+            if alone:
+                self.make_room(target, page_size, int(ends[-1]) - free)
             # Part of what is under way has landed already and counts twice for now.
             self.guard.wait(_LANDING)
 

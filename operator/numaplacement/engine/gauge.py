@@ -17,11 +17,14 @@ from pathlib import Path
 from .facts import room
 from .kernel import Kernel
 from .pools import read_usable
+from .reclaim import Means, push_out, read_offer
 from .verdict import Allow
 
 _KIB = 1024
 _FRESH = 0.1
 """Seconds for which watermarks, and how what is free is spread over zones, are taken to stay as they are."""
+_SPARE = 8 << 20
+"""Bytes pushed out beyond what is missing: others take some meanwhile."""
 _FREE = re.compile(r"\bMemFree:\s+(\d+) kB$", re.MULTILINE)
 
 
@@ -41,6 +44,7 @@ class Gauge:
         self._clock = clock
         self._meminfo: dict[int, Path] = {}
         self._readings: dict[int, _Reading] = {}
+        self._exhausted: set[int] = set()
         self._lock = threading.Lock()
 
     def room(self, numa_node: int, page_size: int) -> int:
@@ -59,6 +63,21 @@ class Gauge:
             there = room(self._kernel, numa_node, page_size)
             self._readings[numa_node] = _Reading(now, free, there)
             return there
+
+    def make_room(self, numa_node: int, count: int, *, check: Callable[[], None]) -> None:
+        """Have page cache pushed out, so that `count` bytes more can be taken there, where that is allowed.
+
+        Only where the kernel does so on request; elsewhere kswapd is at it already. Once hardly anything is to be had
+        it is not tried again. `check` as in push_out(). Raises OSError.
+        """
+        if Allow.RECLAIM not in self._allow or numa_node in self._exhausted:
+            return
+        if read_offer(numa_node, self._kernel).means is not Means.ON_REQUEST:
+            self._exhausted.add(numa_node)
+            return
+        done = push_out(count + _SPARE, numa_node=numa_node, kernel=self._kernel, check=check)
+        if done.gained < count:
+            self._exhausted.add(numa_node)
 
     def _free(self, numa_node: int) -> int:
         """Return what is free on a NUMA node, in bytes, whether it may be taken or not."""

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many movers are in calls at the same time: one, or all, whichever is seen to move more.
+"""How many movers work at the same time: one, or all, whichever is seen to move more without long calls.
 
 Calls at the same time share locks of the kernel: each has every CPU drain its lists first, behind one mutex
 (mm/swap.c, __lru_add_drain_all), and takes pages from and to lists of the same two NUMA nodes. On a host with idle CPUs
 several move more; where CPUs are scarce, or the host is a guest itself and the holder of a spinlock may lose its CPU,
-they are slower than one by far. No figure tells beforehand: so both are tried, by the clock, and tried again.
+they are slower than one by far, and each call takes longer than it may. No figure tells beforehand: so both are tried,
+by the clock, and tried again.
 """
 
 from __future__ import annotations
@@ -23,6 +24,10 @@ _GAIN = 1.05
 """Times as much as one that all have to move: the VM pays for each of them with a CPU."""
 _HOPELESS = 0.5
 """Part of what the other way moves; below it a trial ends at once."""
+_LATE = 0.02
+"""Share of late calls from which on what a way moves counts half: one of a hundred is late with any."""
+_REMEMBERED = 128
+"""Calls that share is about."""
 _HOLD = 2.0
 """Seconds for which a choice stands."""
 
@@ -31,7 +36,7 @@ _HOLD = 2.0
 class Choice:
     """Chooses between one mover and `most` by the bytes each way moves in a second. Pure; not locked.
 
-    `active` is how many may be in calls now.
+    `active` is how many are to work now.
     """
 
     most: int
@@ -39,11 +44,12 @@ class Choice:
     _calls: int = 0
     _began: float | None = None
     _moved: int = 0
+    _late: dict[int, float] = field(default_factory=dict)
     _rates: dict[int, float] = field(default_factory=dict)
     _trying: bool = False
 
-    def observe(self, *, moved: int, now: float) -> None:
-        """Take note of a call over `moved` bytes that has just ended."""
+    def observe(self, *, moved: int, now: float, late: bool = False) -> None:
+        """Take note of a call over `moved` bytes that has just ended, and whether it took longer than calls may."""
         if self.most == 1:
             return
         self._calls += 1
@@ -53,10 +59,12 @@ class Choice:
                 self._begin(1, now)
             return
         self._moved += moved
+        share = self._late.get(self.active, 0.0)
+        self._late[self.active] = share + (late - share) / _REMEMBERED
         seconds = now - self._began
         if seconds <= 0:
             return
-        rate = self._moved / seconds
+        rate = self._moved / seconds / (2 if self._late[self.active] > _LATE else 1)
         if not self._trying:
             if seconds >= _HOLD:
                 self._rates = {self.active: rate}
@@ -89,34 +97,42 @@ class Choice:
 
 
 class Lanes:
-    """Lets movers into calls, as many at a time as is best; all movers of a run share it."""
+    """Lets movers work, as many at a time as is best; all movers of a run share it.
 
-    def __init__(self, *, movers: int, clock: Callable[[], float]) -> None:
+    Who is not let in does nothing at all: where CPUs are scarce, preparing a call takes from those who make one.
+    """
+
+    def __init__(self, *, movers: int, latency: float, clock: Callable[[], float]) -> None:
         self._choice = Choice(most=movers)
+        self._latency = latency
         self._clock = clock
         self._running = 0
         self._changed = threading.Condition()
 
     @contextmanager
     def entered(self) -> Iterator[None]:
-        """Be one of those in calls, once there is room for one more."""
+        """Be one of those who work, once there is room for one more."""
         self._enter()
         try:
             yield
         finally:
             self._leave()
 
-    def observe(self, moved: int, *, more: bool) -> None:
-        """Take note of a call that has ended; where `more` are to follow and there are too many, step aside first."""
+    def observe(self, *, moved: int, seconds: float) -> None:
+        """Take note of a call over `moved` bytes that has just ended and took so long."""
         with self._changed:
             before = self._choice.active
-            self._choice.observe(moved=moved, now=self._clock())
+            self._choice.observe(moved=moved, now=self._clock(), late=seconds > self._latency)
             if self._choice.active > before:
                 self._changed.notify_all()
-            crowded = more and self._running > self._choice.active
-        if crowded:
-            self._leave()
-            self._enter()
+
+    def step_aside(self) -> None:
+        """Wait meanwhile where one more is at work than is best."""
+        with self._changed:
+            if self._running <= self._choice.active:
+                return
+        self._leave()
+        self._enter()
 
     def _enter(self) -> None:
         with self._changed:

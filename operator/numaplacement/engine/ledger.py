@@ -99,6 +99,13 @@ class Ledger:
                 " and see that /run has room"
             ) from error
 
+    def lacking(self, wanted: Mapping[Place, int], available: Callable[[Place], int]) -> Shortage | None:
+        """Say what reserve() would lack now, and reserve nothing. Raises EngineError when it cannot be read."""
+        try:
+            return shortage(wanted, available=available, held=self.held_by_others())
+        except OSError as error:
+            raise EngineError(f"cannot read what other moves have reserved: {error}") from error
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keep all others from reserving, and from resizing pools, meanwhile; not to be entered twice by one thread.

@@ -162,9 +162,9 @@ class Mover:
         """Let the movers take one job after the other. Raises what the first of them raised that was to stop."""
 
         def work() -> None:
-            going = True
-            while going:
-                going = self._next(jobs, done, number)
+            with self.calls.lanes.entered():
+                while self._next(jobs, done, number):
+                    self.calls.lanes.step_aside()
 
         if self.movers == 1:
             work()

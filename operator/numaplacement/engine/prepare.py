@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from collections.abc import Mapping as Table
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 import numpy as np
 
@@ -32,6 +33,8 @@ from .reclaim import Means, push_out, read_offer
 from .survey import HUGE, Survey
 from .targets import Targets
 from .verdict import NO_NUMA_NODE, Allow, Note, Refusal, Request
+
+Answer = TypeVar("Answer")
 
 
 class Refused(Exception):
@@ -111,6 +114,18 @@ class Preparation:
         with self.guard.watchdog.call("compaction"):
             self._make_contiguous()
 
+    def foresee(self) -> None:
+        """Look whether prepare() would refuse the move for what others hold or for the cpuset, and change nothing.
+
+        Raises Refused, and EngineError where the host cannot be read.
+        """
+        self._find_container()
+        self._plans = dict(self.gathered.pools)
+        if self.ledger is not None:
+            self._plan_around_others(self.ledger)
+            self._fit(self.ledger.lacking)
+        self._planned_rebind()
+
     @property
     def kernel(self) -> Kernel:
         """The kernel of the process."""
@@ -128,6 +143,12 @@ class Preparation:
         if self._reservation is None:
             return there
         return there - self._reservation.others(self._place(target, page_size))
+
+    def make_room(self, target: int, page_size: int, count: int) -> None:
+        """Have room made on a target for `count` bytes more, where that is allowed. Raises as Guard.check() does."""
+        if page_size == self.kernel.page_size:
+            with contextlib.suppress(OSError):  # then there is none, which is told
+                self._gauge.make_room(target, count, check=self.guard.check)
 
     def landed(self, target: int, page_size: int, count: int) -> None:
         """Take note of bytes that arrived on a target."""
@@ -164,13 +185,17 @@ class Preparation:
         if self.ledger is None:
             return
         self._plan_around_others(self.ledger)
-        result = self.ledger.reserve(self._wanted(), self._available)
+        self._reservation = self._stack.enter_context(self._fit(self.ledger.reserve))
+
+    def _fit(self, ask: Callable[[Table[Place, int], Callable[[Place], int]], Answer | Shortage]) -> Answer:
+        """Return what the ledger answers when all fits, without what need not be raised. Raises Refused."""
+        result = ask(self._wanted(), self._available)
         if isinstance(result, Shortage) and self._grow_less(result):
-            result = self.ledger.reserve(self._wanted(), self._available)
+            result = ask(self._wanted(), self._available)
         if isinstance(result, Shortage):
             reason = Reason.HUGEPAGE_POOL if result.place.page_size else Reason.DESTINATION_FULL
             raise Refused(refusal(reason, str(result)))
-        self._reservation = self._stack.enter_context(result)
+        return result
 
     def _plan_around_others(self, ledger: Ledger) -> None:
         """Plan anew for pools that other runs count on. Raises Refused where guest RAM would stay behind for that."""
@@ -224,8 +249,20 @@ class Preparation:
 
     def _rebind(self) -> None:
         """Let the container's memory be on the targets, where that is allowed and it may not be there yet."""
-        if Allow.REBIND_CPUSET not in self.request.allow or self.container is None:
+        rebind = self._planned_rebind()
+        if rebind is None:
             return
+        widened = rebind.widen()
+        if not widened.done:
+            self._no_rebind(widened.evidence, widened.remedy)
+            return
+        self.rebind = rebind
+        self._stack.callback(self._put_back)
+
+    def _planned_rebind(self) -> Rebind | None:
+        """Return how the container's cpuset is to be written; None where it is not. Raises Refused."""
+        if Allow.REBIND_CPUSET not in self.request.allow or self.container is None:
+            return None
         targets = frozenset(self.gathered.facts.targets.numa_nodes)
         if others := {cell.number for cell in self.gathered.cells} - set(self.request.cells):
             self._no_rebind(
@@ -234,7 +271,7 @@ class Preparation:
                 "Give every guest cell a NUMA node; or widen cpuset.mems of the VM's cgroup yourself, and do without"
                 " RebindCpuset.",
             )
-            return
+            return None
         if len(targets) > 1 and self.gathered.bindings:
             # The kernel rebinds by position: n-th NUMA node of the old set to n-th of the new.
             bound = ", ".join(sorted(self.gathered.bindings))
@@ -242,21 +279,16 @@ class Preparation:
                 f"memory is bound ({bound}) and there is more than one target: the kernel would mix the bindings up",
                 "Place the whole VM on one NUMA node, or do without RebindCpuset.",
             )
-            return
+            return None
         try:
             rebind = prepare_rebind(self.process.pid, self.container, self.kernel, targets=targets)
         except CannotRead as error:
             self._no_rebind(str(error), error.remedy)
-            return
+            return None
         if rebind.plan.refused:
             self._no_rebind(rebind.plan.refused, rebind.plan.remedy)
-            return
-        widened = rebind.widen()
-        if not widened.done:
-            self._no_rebind(widened.evidence, widened.remedy)
-            return
-        self.rebind = rebind
-        self._stack.callback(self._put_back)
+            return None
+        return rebind
 
     def _put_back(self) -> None:
         """Take the cpuset's widening back where the run ended before it decided about that and nothing has moved.
@@ -326,7 +358,7 @@ class Preparation:
                 self._note_short(found, target)
 
     def _note_short(self, found: Contiguity, target: int) -> None:
-        self._note(Reason.HUGE_PAGES_SPLIT, f"{found.evidence}; the others are split for the move", target)
+        self._note(Reason.HUGE_PAGES_SPLIT, f"{found.evidence}; the others may be split for the move", target)
 
     def _note(self, reason: Reason, evidence: str, numa_node: int) -> None:
         self.notes.append(Note(reason=reason, numa_node=numa_node, evidence=evidence, remedy=ADVICE[reason].remedy))

@@ -114,9 +114,7 @@ class _Run:
         found = refusals(gathered.facts)
         if found:
             return untouched(Outcome.REFUSED, gathered, found)
-        if throttle is None:  # a dry run
-            return untouched(Outcome.PLANNED, gathered, ())
-        if gathered.facts.needed:
+        if throttle is not None and gathered.facts.needed:
             throttle.settle()
         self.throttle = throttle
         guard = Guard(
@@ -128,9 +126,21 @@ class _Run:
         preparation = self.preparation = Preparation(
             process=process, request=self.request, gathered=gathered, guard=guard, ledger=self.ledger, clock=self.clock
         )
+        if throttle is None:
+            return self._planned(preparation)
         with guard.watchdog, preparation:
             verdict = self._prepared(preparation, host)
         return replace(verdict, notes=(*preparation.notes, *verdict.notes))
+
+    def _planned(self, preparation: Preparation) -> Verdict:
+        """Say what would come of it, and touch nothing. Raises EngineError."""
+        gathered = preparation.gathered
+        try:
+            if gathered.facts.needed:
+                preparation.foresee()
+        except Refused as refused:
+            return untouched(Outcome.REFUSED, gathered, (refused.found,))
+        return replace(untouched(Outcome.PLANNED, gathered, ()), notes=tuple(preparation.notes))
 
     def _prepared(self, preparation: Preparation, host: HostFacts) -> Verdict:
         """Prepare and move; the preparations are undone by their context. Raises ProcessEnded and EngineError."""
@@ -239,8 +249,14 @@ class _Run:
             clock=self.clock,
             size=ChunkSize(target=request.call_latency),
             bucket=TokenBucket(rate=request.bandwidth),
-            flight=Flight(guard=guard, room=preparation.room, clock=self.clock, patience=self._patience()),
-            lanes=Lanes(movers=request.movers, clock=self.clock),
+            flight=Flight(
+                guard=guard,
+                room=preparation.room,
+                clock=self.clock,
+                patience=self._patience(),
+                make_room=preparation.make_room,
+            ),
+            lanes=Lanes(movers=request.movers, latency=request.call_latency, clock=self.clock),
             privileged=preparation.gathered.privileged,
             throttle=self.throttle,
         )

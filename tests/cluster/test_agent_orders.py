@@ -310,6 +310,21 @@ def test_an_order_somebody_else_touched_gets_its_verdict_all_the_same(control_pl
     play(control_plane, story)
 
 
+def test_whether_memory_stayed_is_added_to_a_verdict_that_somebody_touched(control_plane, namespace):
+    async def story(client, host, _):
+        early = read_order(await client.create(MIGRATIONS, order(namespace, "one", host=host)))
+        writer = StatusWriter(client, stop=asyncio.Event())
+        moment = Moment(order=early, started=early.created, now=early.created)
+        placed = Verdict(outcome=Outcome.PLACED, message="all of it")
+        written = await writer.write(early, judged(moment, placed))
+        labels = {"metadata": {"namespace": namespace, "name": "one", "labels": {"touched": "yes"}}}
+        await client.apply(MIGRATIONS, labels, manager="somebody")
+        assert await writer.write(written, judged(moment, replace(placed, stayed=True)), again=True)
+        assert (await status_of(client, namespace, "one"))["stayed"] is True
+
+    play(control_plane, story)
+
+
 def test_a_stopped_agent_leaves_its_order_open_and_the_next_one_takes_it_up(control_plane, namespace):
     async def story(client, host, moves):
         for name in ("done", "open"):

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from numaplacement.engine.kernel import MPOL_MF_MOVE_ALL, UNWRITTEN, Kernel, MoveResult
+from numaplacement.engine.kernel import MPOL_MF_MOVE_ALL, UNWRITTEN, KeptFile, Kernel, MoveResult
 from numaplacement.engine.run import run
 from numaplacement.engine.verdict import Progress, Request, Stage, Verdict
 from tests.unit.engine_world_region import PAGE, Region
@@ -104,6 +104,20 @@ class World:
         self.pools[source][1] += 1
 
 
+class Kept(KeptFile):
+    """A file of a world that is read again and again."""
+
+    def __init__(self, read: Callable[[], str]) -> None:
+        super().__init__(-1)
+        self._read = read
+
+    def read(self) -> str:
+        return self._read()
+
+    def close(self) -> None:
+        pass
+
+
 class SimulatedKernel(Kernel):
     """The shell over a World."""
 
@@ -139,6 +153,10 @@ class SimulatedKernel(Kernel):
         if found is not None:
             return found()
         return self._by_pattern(path, name)
+
+    def keep(self, path: Path) -> Kept:
+        self.read(path)
+        return Kept(lambda: self.read(path))
 
     def write(self, path: Path, text: str) -> None:
         name = str(path.relative_to(self.proc.parent))

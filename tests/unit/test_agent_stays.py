@@ -31,14 +31,15 @@ STAYED = replace(PLACED, stayed=True, message=f"{PLACED.message}; it stayed: not
 
 
 class Writer:
-    """Keeps what is offered."""
+    """Keeps what is written."""
 
     def __init__(self) -> None:
-        self.offered: list[NumaMigrationStatus] = []
+        self.written: list[NumaMigrationStatus] = []
         self.told = asyncio.Event()
 
-    async def offer(self, _order: Order, status: NumaMigrationStatus) -> None:
-        self.offered.append(status)
+    async def write(self, _order: Order, status: NumaMigrationStatus, *, again: bool) -> None:
+        assert again, "the order has its verdict already"
+        self.written.append(status)
         self.told.set()
 
 
@@ -55,7 +56,7 @@ def written(found: Verdict) -> NumaMigrationStatus:
             await writer.told.wait()
 
     asyncio.run(asyncio.wait_for(look(), 30))
-    return writer.offered[-1]
+    return writer.written[-1]
 
 
 @pytest.mark.parametrize("found", [BACK, STAYED])

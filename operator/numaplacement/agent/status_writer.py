@@ -49,11 +49,12 @@ class StatusWriter:
             of_order(log, namespace=order.namespace, name=order.name).log(level, "progress not written: %s", error)
             return None
 
-    async def write(self, order: Order, status: NumaMigrationStatus) -> Order | None:
+    async def write(self, order: Order, status: NumaMigrationStatus, *, again: bool = False) -> Order | None:
         """Write a status, whatever that takes, and return the order as the API server has it then.
 
         None when there is nothing to write to: the order was deleted, replaced by another of its name, or has a verdict
-        already. Also None when `stop` is set before a try succeeds; there is one try in any case.
+        already, unless that is to be written `again` with more in it. Also None when `stop` is set before a try
+        succeeds; there is one try in any case.
 
         :raises StatusRejected: the server does not take this status.
         """
@@ -63,7 +64,7 @@ class StatusWriter:
             try:
                 if stale:
                     fresh = read_order(await self._client.get(MIGRATIONS, order.name, namespace=order.namespace))
-                    if fresh.uid != order.uid or fresh.finished:
+                    if fresh.uid != order.uid or fresh.finished != again:
                         return None
                     order, stale = fresh, False
                 return await self._apply(order, status)

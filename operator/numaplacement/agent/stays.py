@@ -15,7 +15,7 @@ from numaplacement.engine.verdict import Outcome, Verdict, Watcher
 from .following import Following
 from .logs import of_order
 from .orders import Order
-from .status_writer import StatusWriter
+from .status_writer import StatusRejected, StatusWriter
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ Status = Callable[[Verdict], NumaMigrationStatus]
 
 
 class Stays:
-    """The looks under way, by the UID of their orders. What they find is told once; losing it loses nothing else."""
+    """The looks under way, by the UID of their orders; what they find is told, also of an order changed meanwhile."""
 
     def __init__(self, *, look: Look, threads: Executor, writer: StatusWriter) -> None:
         self._look = look
@@ -64,4 +64,7 @@ class Stays:
             return
         if found.stayed is not None:
             say.info("the memory %s", "stayed" if found.stayed else "did not stay")
-            await self._writer.offer(order, status(found))
+            try:
+                await self._writer.write(order, status(found), again=True)
+            except StatusRejected as error:
+                say.error("the API server does not take what came of it: %s", error)

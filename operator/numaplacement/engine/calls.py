@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from .chunks import LEAST, MOST, ChunkSize, TokenBucket
+from .chunks import LEAST, ChunkSize, TokenBucket
 from .errors import PlaceFull, ProcessEnded, Stopped
 from .flight import Flight
 from .guard import NAP, Guard
@@ -34,8 +34,8 @@ _EXIT_WAIT = 2.0
 class Calls:
     """Makes the calls of one run; its mover threads share it.
 
-    `privileged` becomes false where the right to move shared pages turns out to be missing. `most` is what no call is
-    to exceed beside all else. `durations` are the seconds of all calls; `waiting` is what is waited for, in words.
+    `privileged` becomes false where the right to move shared pages turns out to be missing. `durations` are the seconds
+    of all calls; `waiting` is what is waited for, in words.
     """
 
     guard: Guard
@@ -46,7 +46,6 @@ class Calls:
     lanes: Lanes
     privileged: bool
     throttle: Throttle | None = None
-    most: int = MOST
     durations: list[float] = field(default_factory=list)
     waiting: str = ""
     _recent: list[float] = field(default_factory=list)
@@ -107,7 +106,7 @@ class Calls:
 
     def usual(self) -> int:
         """Return about how many bytes a call moves now."""
-        return max(LEAST, min(self.size.size, self.bucket.most(), self.most))
+        return max(LEAST, min(self.size.size, self.bucket.most()))
 
     def _most(self) -> int:
         share = self.throttle.pace().share if self.throttle is not None else 1.0

@@ -23,6 +23,10 @@ START = _MIB // 2
 """About what that makes of the default latency; it takes few doublings to leave it."""
 MOST = 128 * _MIB
 
+_ENOUGH = 0.025
+"""Seconds a call lasts also where it may take longer: so it is soon seen whether several movers pay."""
+_MANY = 20
+"""Times its fixed cost that it does: more gains nothing."""
 _WINDOW = 400
 """Calls that are remembered: a few seconds of them, and enough to see one in a hundred."""
 _BEYOND = 0.005
@@ -52,7 +56,7 @@ class _Call(NamedTuple):
 
 @dataclass
 class ChunkSize:
-    """Bytes of the next call, so that 99 of 100 calls stay below `target` seconds.
+    """Bytes of the next call, so that 99 of 100 calls stay below `target` seconds, and none lasts longer for nothing.
 
     It remembers recent calls: their seconds per byte, and those beyond the usual. The slow tail is partly made by size
     (a slow copy) and partly not (an interrupt, a CPU that drains its lists late), and it cannot be told which part is
@@ -78,17 +82,22 @@ class ChunkSize:
         with self._lock:
             if moved <= LEAST:
                 self._fixed = min(self._fixed, seconds)
-            if self.size <= LEAST and not self._costs and seconds <= self.target:
+            if self.size <= LEAST and not self._costs and seconds <= self._goal:
                 rate = min(_SLOW, moved / seconds) if seconds > 0 else _SLOW
-                self.size = max(LEAST, min(MOST, int(self.target * rate)))
+                self.size = max(LEAST, min(MOST, int(self._goal * rate)))
                 return
             small = moved * 2 < self.size
-            if small and seconds <= self.target:
+            if small and seconds <= self._goal:
                 return
             self._outgrow(moved)
             cost = seconds / (self.size // 2 if small else moved)
             self._remember(_Call(cost=cost, beyond=seconds - self._usual(cost, moved)))
             self.size = max(LEAST, min(MOST, self._wanted(moved), max(self.size, 2 * moved)))
+
+    @property
+    def _goal(self) -> float:
+        """Seconds a call is to stay below."""
+        return min(self.target, max(_ENOUGH, _MANY * self._fixed))
 
     def _outgrow(self, moved: int) -> None:
         if moved >= _OUTGROWN * self._grown_to:
@@ -108,12 +117,12 @@ class ChunkSize:
     def _usual(self, cost: float, moved: int) -> float:
         """Return the seconds a call over `moved` bytes usually takes; `cost` is that of the call to be judged."""
         median = self._costs[len(self._costs) // 2] if self._costs else cost
-        fixed = min(self._fixed, self.target)
+        fixed = min(self._fixed, self._goal)
         return fixed + self._slope(median, moved) * moved
 
     def _slope(self, median: float, moved: int) -> float:
         """Return by how many seconds a call grows with each byte; `median` are the seconds per byte of calls."""
-        return max(median - min(self._fixed, self.target) / moved, median * _LEAST_SLOPE)
+        return max(median - min(self._fixed, self._goal) / moved, median * _LEAST_SLOPE)
 
     def _lately(self) -> float:
         """Return the seconds per byte of the usual call of the last few: a host may have become slower."""
@@ -128,10 +137,10 @@ class ChunkSize:
         tail = self._costs[last] * more
         if median <= 0 or tail <= 0:
             return MOST
-        slope, fixed = self._slope(median, moved), min(self._fixed, self.target)
-        if_all_grows = self.target / tail
-        if_none_does = max(LEAST, (self.target - fixed - max(0.0, self._beyond[last]) * more) / slope)
-        least = max(self.target * _LEAST_SHARE / median, min(fixed, self.target * _MOST_FIXED) / slope)
+        slope, fixed = self._slope(median, moved), min(self._fixed, self._goal)
+        if_all_grows = self._goal / tail
+        if_none_does = max(LEAST, (self._goal - fixed - max(0.0, self._beyond[last]) * more) / slope)
+        least = max(self._goal * _LEAST_SHARE / median, min(fixed, self._goal * _MOST_FIXED) / slope)
         return int(min(MOST, max(least, math.sqrt(if_all_grows * if_none_does))))
 
 

@@ -12,11 +12,10 @@ import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from .facts import room
-from .kernel import Kernel
-from .pools import read_usable
+from .kernel import KeptFile, Kernel
+from .pools import PoolFiles
 from .reclaim import Means, push_out, read_offer
 from .verdict import Allow
 
@@ -42,7 +41,8 @@ class Gauge:
         self._kernel = kernel
         self._allow = allow
         self._clock = clock
-        self._meminfo: dict[int, Path] = {}
+        self._meminfo: dict[int, KeptFile] = {}
+        self._pools: dict[tuple[int, int], PoolFiles] = {}
         self._readings: dict[int, _Reading] = {}
         self._exhausted: set[int] = set()
         self._lock = threading.Lock()
@@ -50,7 +50,7 @@ class Gauge:
     def room(self, numa_node: int, page_size: int) -> int:
         """Return the bytes that may be taken there now, in pages of a size. Raises OSError."""
         if page_size != self._kernel.page_size:
-            return read_usable(self._kernel, page_size, numa_node) * page_size
+            return self._pool(numa_node, page_size).usable() * page_size
         if Allow.RECLAIM in self._allow:  # kswapd is at work: nothing stays as it is
             return room(self._kernel, numa_node, page_size, allow=self._allow)
         free, now = self._free(numa_node), self._clock()
@@ -79,11 +79,24 @@ class Gauge:
         if done.gained < count:
             self._exhausted.add(numa_node)
 
+    def _pool(self, numa_node: int, page_size: int) -> PoolFiles:
+        pool = self._pools.get((numa_node, page_size))
+        if pool is None:
+            pool = self._pools[numa_node, page_size] = PoolFiles(self._kernel, page_size, numa_node)
+        return pool
+
+    def close(self) -> None:
+        """Close the files it keeps open."""
+        for file in self._meminfo.values():
+            file.close()
+        self._meminfo.clear()
+
     def _free(self, numa_node: int) -> int:
         """Return what is free on a NUMA node, in bytes, whether it may be taken or not."""
-        path = self._meminfo.get(numa_node)
-        if path is None:
-            path = self._kernel.sys / f"devices/system/node/node{numa_node}/meminfo"
-            self._meminfo[numa_node] = path
-        found = _FREE.search(self._kernel.read(path))
+        with self._lock:
+            file = self._meminfo.get(numa_node)
+            if file is None:
+                path = self._kernel.sys / f"devices/system/node/node{numa_node}/meminfo"
+                file = self._meminfo[numa_node] = self._kernel.keep(path)
+            found = _FREE.search(file.read())
         return int(found[1]) * _KIB if found else 0

@@ -58,6 +58,10 @@ class Kernel:
             os.close(descriptor)
         return b"".join(parts).decode(errors="replace")
 
+    def keep(self, path: Path) -> KeptFile:
+        """Open a small file to be read again and again; raises OSError."""
+        return KeptFile(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+
     def write(self, path: Path, text: str) -> None:
         """Write a setting below /proc or /sys in one go; raises OSError."""
         with path.open("w", encoding="ascii") as file:
@@ -205,6 +209,21 @@ class Kernel:
     def sleep(self, seconds: float) -> None:
         """Wait."""
         time.sleep(seconds)
+
+
+class KeptFile:
+    """A small file below /proc or /sys that stays open, and says each time anew what is so now."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def read(self) -> str:
+        """Return its text; raises OSError."""
+        return os.pread(self._descriptor, _AT_ONCE, 0).decode(errors="replace")
+
+    def close(self) -> None:
+        """Close it."""
+        os.close(self._descriptor)
 
 
 class MoveResult:

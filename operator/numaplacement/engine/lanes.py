@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 _SETTLING = 8
 """Calls before anything is measured: their size is still growing."""
-_CALLS = 8
+_CALLS = 4
 _SECONDS = 0.05
 """Calls and seconds that a trial takes at least."""
 _GAIN = 1.05

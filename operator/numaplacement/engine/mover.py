@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .calls import Calls
-from .chunks import START
 from .errors import PlaceFull, Stopped
 from .guard import Guard
 from .jobs import Job, Jobs
@@ -33,8 +32,6 @@ _IN_VAIN = 4
 """Blocks of a mapping that are given up before all others of it are."""
 _CALLS = 8
 """Calls that one job takes at most: what is done once a job costs as much as a small call."""
-_SHARES = 32
-"""Parts into which all that is to move is divided at least: enough to see whether several movers pay."""
 _TELL_EVERY = 0.05
 """Seconds between two tellings of progress at least."""
 
@@ -109,7 +106,6 @@ class Mover:
         done = Pass(survey=survey)
         done.planned = self.moved + sum(self._movable(survey.pages).values())
         self._began = self.clock() - self.seconds
-        self.calls.most = max(START, (done.planned - self.moved) // _SHARES)
         jobs = Jobs(
             gather(self._pieces(survey, done)),
             most=lambda: self._most(done),

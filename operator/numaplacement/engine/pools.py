@@ -154,14 +154,22 @@ def read_pools(kernel: Kernel, page_size: int) -> HostPool:
     return HostPool(page_size=page_size, by_numa_node=found, reserved=reserved)
 
 
-def read_usable(kernel: Kernel, page_size: int, numa_node: int) -> int:
-    """Return how many free pages of one NUMA node's pool may be taken now, 0 where it has none; raises OSError."""
-    name = f"hugepages-{page_size // _KIB}kB"
-    try:
-        free = int(kernel.read(kernel.sys / f"devices/system/node/node{numa_node}/hugepages" / name / "free_hugepages"))
-    except FileNotFoundError:
-        return 0
-    return unpromised(free, int(kernel.read(kernel.sys / "kernel/mm/hugepages" / name / "resv_hugepages")))
+class PoolFiles:
+    """The two files that say how many pages of one NUMA node's pool may be taken."""
+
+    def __init__(self, kernel: Kernel, page_size: int, numa_node: int) -> None:
+        name = f"hugepages-{page_size // _KIB}kB"
+        self._kernel = kernel
+        self._free = kernel.sys / f"devices/system/node/node{numa_node}/hugepages" / name / "free_hugepages"
+        self._reserved = kernel.sys / "kernel/mm/hugepages" / name / "resv_hugepages"
+
+    def usable(self) -> int:
+        """Return how many pages may be taken now, 0 where there is no such pool; raises OSError."""
+        try:
+            free = int(self._kernel.read(self._free))
+        except FileNotFoundError:
+            return 0
+        return unpromised(free, int(self._kernel.read(self._reserved)))
 
 
 def largest_block(kernel: Kernel) -> int:

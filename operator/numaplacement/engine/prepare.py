@@ -82,6 +82,7 @@ class Preparation:
 
     def close(self) -> None:
         """Give back what was reserved and raised; more than once is once. What was not given back is in the notes."""
+        self._gauge.close()
         try:
             self._stack.close()
         finally:

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the benches found, as a page."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.bench.report import document
+
+
+def case(name: str, **figures: float) -> dict[str, Any]:
+    usual = {
+        "ratio": 1.25, "call p99 ms": 12.5, "stall p99 us ours": 0.0, "stall p99 us theirs": 0.0, "pairs": 5,
+        "split unreported": 0, "verdict s": 0.5,
+    }  # fmt: skip
+    return {"case": name, **usual, **figures}
+
+
+RESULT = {
+    "kernel": "6.1.0-56-amd64",
+    "size MiB": 512,
+    "movers": 2,
+    "facts": {"two calls of move_pages at the same time against one": 1.28},
+    "cases": [
+        case("4 KiB, idle, flat out, against migratepages"),
+        case("4 KiB, idle, flat out, against loop in C", ratio=1.5),
+        case(
+            "4 KiB, written to, 20 ms, against migratepages",
+            **{"ratio": 1.5, "stall p99 us ours": 4.0, "stall p99 us theirs": 8.0},
+        ),
+    ],
+}
+
+
+def test_a_line_for_each_case_with_a_ratio_for_each_rival() -> None:
+    lines = document([RESULT]).splitlines()
+    assert "| case | times migratepages | times loop in C | 99 of 100 calls below | stall |" in lines
+    assert "| 4 KiB, idle, flat out | 1.25 | 1.5 | 12.5 ms |  |" in lines
+    assert "| 4 KiB, written to, 20 ms | 1.5 |  | 12.5 ms | 0.5 |" in lines
+    assert "- two calls of move_pages at the same time against one: 1.28" in lines
+
+
+def test_what_was_wanted_and_missed_is_said() -> None:
+    lines = document([RESULT]).splitlines()
+    assert "| 4 KiB, idle, flat out: times as fast as migratepages | >= 2.0 | 1.25 | **no** |" in lines
+    assert "| 4 KiB, written to, 20 ms: times as fast as migratepages | >= 1.0 | 1.5 | yes |" in lines

@@ -43,7 +43,7 @@ test-cluster: setup ## Schema, rights, controller and agent against a real etcd 
 .PHONY: test-kernel
 test-kernel: setup ## Engine and host command on the machine's kernel with four NUMA nodes and real VMs; every cause.
 	$(GUEST) --time-limit 2400 -- $(PYTEST) tests/kernel -m "not cause" --ignore tests/kernel/gigantic --contents-moves 2
-	$(GUEST) --time-limit 300 --kernel-arg hugepagesz=1G --kernel-arg hugepages=1:1,2:1 -- $(PYTEST) tests/kernel/gigantic
+	$(GUEST) --time-limit 300 --kernel-arg hugepagesz=1G --kernel-arg hugepages=1:1,2:1 --kernel-arg nokaslr -- $(PYTEST) tests/kernel/gigantic
 	$(PYTHON) -m tests.rig.causes machine
 
 .PHONY: test-causes

@@ -15,6 +15,7 @@ from pathlib import Path
 from .subject import Subject
 
 ADMIN = Path("/sys/kernel/mm/damon/admin/kdamonds")
+STATISTICS = Path("/sys/module/damon_stat/parameters/enabled")
 _AGGREGATION = 100_000
 """Microseconds between two applications of the scheme: the kernel's default."""
 _SETTLED = 3.0
@@ -42,6 +43,8 @@ def move(subject: Subject, _source: int, target: int) -> float:
 
 @contextlib.contextmanager
 def _kdamond(pid: int, target: int) -> Iterator[None]:
+    if STATISTICS.exists():  # it watches the whole host, and keeps all others out
+        _write(STATISTICS, "N")
     _write(ADMIN / "nr_kdamonds", 1)
     kdamond = ADMIN / "0"
     _write(kdamond / "contexts/nr_contexts", 1)

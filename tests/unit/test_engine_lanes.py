@@ -28,7 +28,7 @@ def go(choice: Choice, rates: dict[int, float], *, until: float, now: float = 0.
 @pytest.mark.parametrize(("all_of_them", "chosen"), [(2.0, 2), (1.2, 2), (1.02, 1), (1.0, 1), (0.5, 1), (0.01, 1)])
 def test_what_moves_more_by_the_clock_is_chosen(all_of_them: float, chosen: int) -> None:
     choice = Choice(most=2)
-    go(choice, {1: 300e6, 2: 300e6 * all_of_them}, until=1.5)
+    go(choice, {1: 300e6, 2: 300e6 * all_of_them}, until=1.9)
     assert choice.active == chosen
 
 
@@ -37,7 +37,7 @@ def test_trying_the_other_way_again_costs_little(all_of_them: float, chosen: int
     choice = Choice(most=2)
     rates = {1: 300e6, 2: 300e6 * all_of_them}
     _, spent = go(choice, rates, until=30.0)
-    assert spent[3 - chosen] <= 3.0
+    assert spent[3 - chosen] <= 0.12 * 30.0
 
 
 def test_it_follows_a_host_whose_cpus_are_taken_and_free_again() -> None:
@@ -62,6 +62,17 @@ def test_moving_more_is_not_worth_long_calls(late_of_all: float, chosen: int) ->
     assert spent[chosen] >= 0.7 * 20.0
 
 
+def test_what_the_other_still_moves_is_not_taken_for_ones_own() -> None:
+    """One is tried after all: the second mover goes on to the end of its job, and both are fast together."""
+    choice, now, crowd = Choice(most=2), 0.0, 0
+    while now < 1.9:
+        before = choice.active
+        now += MIB / {1: 300e6, 2: 450e6}[2 if crowd else choice.active]
+        choice.observe(moved=MIB, now=now, crowded=crowd > 0)
+        crowd = 40 if choice.active < before else max(0, crowd - 1)
+    assert choice.active == 2
+
+
 def test_a_single_mover_has_no_choice() -> None:
     choice = Choice(most=1)
     go(choice, {1: 300e6}, until=3.0)
@@ -72,13 +83,14 @@ def test_calls_that_took_no_time_choose_nothing() -> None:
     choice = Choice(most=2)
     for _ in range(100):
         choice.observe(moved=MIB, now=1.0)
-    assert choice.active == 1
+    assert choice.active == 2
 
 
 @pytest.mark.parametrize("movers", [1, 2, 4])
 def test_no_more_are_in_calls_than_are_let_in(movers: int) -> None:
-    """Work by real threads whose clock stands still, so that one at a time is let in."""
+    """Work by real threads; the clock stands still, so the choice does too."""
     lanes = Lanes(movers=movers, latency=1.0, clock=lambda: 0.0)
+    lanes._choice.active = 1
     inside, most, lock = 0, 0, threading.Lock()
 
     def work() -> None:
@@ -100,7 +112,7 @@ def test_no_more_are_in_calls_than_are_let_in(movers: int) -> None:
 
 
 def test_one_that_fails_lets_the_next_in() -> None:
-    lanes = Lanes(movers=2, latency=1.0, clock=lambda: 0.0)
+    lanes = Lanes(movers=1, latency=1.0, clock=lambda: 0.0)
     with pytest.raises(ZeroDivisionError), lanes.entered():
         raise ZeroDivisionError
     with lanes.entered():
@@ -111,7 +123,6 @@ def test_one_that_fails_lets_the_next_in() -> None:
 def test_who_is_one_too_many_steps_aside() -> None:
     """Both are in when one at a time turns out to be better: the one that comes to its next job first waits."""
     lanes = Lanes(movers=2, latency=1.0, clock=lambda: 0.0)
-    lanes._choice.active = 2
     entered, aside = threading.Event(), threading.Event()
 
     def other() -> None:

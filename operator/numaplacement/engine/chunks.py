@@ -23,7 +23,7 @@ START = _MIB // 2
 """About what that makes of the default latency; it takes few doublings to leave it."""
 MOST = 128 * _MIB
 
-_ENOUGH = 0.025
+_ENOUGH = 0.05
 """Seconds a call lasts also where it may take longer: so it is soon seen whether several movers pay."""
 _MANY = 20
 """Times its fixed cost that it does: more gains nothing."""
@@ -97,7 +97,12 @@ class ChunkSize:
     @property
     def _goal(self) -> float:
         """Seconds a call is to stay below."""
-        return min(self.target, max(_ENOUGH, _MANY * self._fixed))
+        return min(self.target, max(_ENOUGH, _MANY * self._fixed_cost))
+
+    @property
+    def _fixed_cost(self) -> float:
+        """Seconds a call takes by itself; 0 where no call was small enough to tell, as huge pages make none."""
+        return 0.0 if self._fixed == math.inf else self._fixed
 
     def _outgrow(self, moved: int) -> None:
         if moved >= _OUTGROWN * self._grown_to:
@@ -117,12 +122,12 @@ class ChunkSize:
     def _usual(self, cost: float, moved: int) -> float:
         """Return the seconds a call over `moved` bytes usually takes; `cost` is that of the call to be judged."""
         median = self._costs[len(self._costs) // 2] if self._costs else cost
-        fixed = min(self._fixed, self._goal)
+        fixed = min(self._fixed_cost, self._goal)
         return fixed + self._slope(median, moved) * moved
 
     def _slope(self, median: float, moved: int) -> float:
         """Return by how many seconds a call grows with each byte; `median` are the seconds per byte of calls."""
-        return max(median - min(self._fixed, self._goal) / moved, median * _LEAST_SLOPE)
+        return max(median - min(self._fixed_cost, self._goal) / moved, median * _LEAST_SLOPE)
 
     def _lately(self) -> float:
         """Return the seconds per byte of the usual call of the last few: a host may have become slower."""
@@ -137,7 +142,7 @@ class ChunkSize:
         tail = self._costs[last] * more
         if median <= 0 or tail <= 0:
             return MOST
-        slope, fixed = self._slope(median, moved), min(self._fixed, self._goal)
+        slope, fixed = self._slope(median, moved), min(self._fixed_cost, self._goal)
         if_all_grows = self._goal / tail
         if_none_does = max(LEAST, (self._goal - fixed - max(0.0, self._beyond[last]) * more) / slope)
         least = max(self._goal * _LEAST_SHARE / median, min(fixed, self._goal * _MOST_FIXED) / slope)

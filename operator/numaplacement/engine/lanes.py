@@ -16,8 +16,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 _SETTLING = 8
-"""Calls before anything is measured: their size is still growing."""
-_CALLS = 4
+_SETTLED = 0.3
+"""Calls, or seconds, before anything is measured: the size of calls is still growing."""
+_CALLS = 3
 _SECONDS = 0.05
 """Calls and seconds that a trial takes at least."""
 _GAIN = 1.05
@@ -40,23 +41,34 @@ class Choice:
     """
 
     most: int
-    active: int = 1
+    active: int = field(init=False)
     _calls: int = 0
+    _first: float | None = None
     _began: float | None = None
     _moved: int = 0
     _late: dict[int, float] = field(default_factory=dict)
     _rates: dict[int, float] = field(default_factory=dict)
     _trying: bool = False
 
-    def observe(self, *, moved: int, now: float, late: bool = False) -> None:
-        """Take note of a call over `moved` bytes that has just ended, and whether it took longer than calls may."""
+    def __post_init__(self) -> None:
+        self.active = self.most
+
+    def observe(self, *, moved: int, now: float, late: bool = False, crowded: bool = False) -> None:
+        """Take note of a call over `moved` bytes that has just ended, and whether it took longer than calls may.
+
+        While it is `crowded`, since one who is to step aside has not come to it yet, nothing is measured.
+        """
         if self.most == 1:
             return
         self._calls += 1
         if self._began is None:
-            if self._calls >= _SETTLING:
+            self._first = now if self._first is None else self._first
+            if self._calls >= _SETTLING or now - self._first >= _SETTLED:
                 self._trying = True
-                self._begin(1, now)
+                self._begin(self.most, now)
+            return
+        if crowded:
+            self._begin(self.active, now)
             return
         self._moved += moved
         share = self._late.get(self.active, 0.0)
@@ -122,7 +134,8 @@ class Lanes:
         """Take note of a call over `moved` bytes that has just ended and took so long."""
         with self._changed:
             before = self._choice.active
-            self._choice.observe(moved=moved, now=self._clock(), late=seconds > self._latency)
+            crowded = self._running > before
+            self._choice.observe(moved=moved, now=self._clock(), late=seconds > self._latency, crowded=crowded)
             if self._choice.active > before:
                 self._changed.notify_all()
 

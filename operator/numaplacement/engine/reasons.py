@@ -178,8 +178,7 @@ ADVICE: dict[Reason, Advice] = {
     Reason.SWAPPED: Advice(
         permanent=False,
         remedy=(
-            "Free memory on the target and try again: swapped-out memory is read back there. Or read all of it back"
-            " (swapoff -a), and then try again."
+            "Free memory on the target, which needs a CPU too, and try again: swapped-out memory is read back there."
         ),
     ),
     Reason.HIDDEN_BY_NUMA_HINT: Advice(

@@ -39,8 +39,7 @@ _TOUCHES = 1024
 _LIMITS = ("memory.max", "memory.high")
 _REMEDY = (
     "Raise the VM's memory limit (memory.max and memory.high of its cgroup and those above), or have the VM give memory"
-    " back, and try again: swapped-out memory is read back on the target. Do not run swapoff: at its limit the kernel"
-    " may kill the VM for it."
+    " back, and try again: swapped-out memory is read back on the target."
 )
 
 

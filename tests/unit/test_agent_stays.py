@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import functools
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -57,6 +58,28 @@ def written(found: Verdict) -> NumaMigrationStatus:
 
     asyncio.run(asyncio.wait_for(look(), 30))
     return writer.written[-1]
+
+
+def test_memory_that_another_order_moves_away_did_not_come_back() -> None:
+    order = read_order(order_for(placement(), vmi()))
+    writer = Writer()
+    moving = threading.Event()
+
+    def look(*_: object) -> Verdict:
+        assert moving.wait(30)
+        return BACK
+
+    async def story() -> None:
+        with ThreadPoolExecutor(1) as threads:
+            stays = Stays(look=look, threads=threads, writer=writer)  # type: ignore[arg-type]
+            stays.begin(order, PLACED, functools.partial(judged, Moment(order=order, started=NOW, now=NOW)))
+            assert order.spec is not None
+            stays.end_pod(order.spec.pod_uid)
+            moving.set()
+            await stays.close()
+
+    asyncio.run(asyncio.wait_for(story(), 30))
+    assert writer.written == []
 
 
 @pytest.mark.parametrize("found", [BACK, STAYED])

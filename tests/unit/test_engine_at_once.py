@@ -88,9 +88,10 @@ def test_two_runs_for_one_target_place_and_a_third_waits_for_room(tmp_path: Path
 
 def test_a_dry_run_reserves_nothing(tmp_path: Path) -> None:
     world = World([Region(HEAP, [1] * PAGES)], safe={0: 2 * PAGES * PAGE, 1: 1 << 30})
-    ledger = Ledger(tmp_path / "ledger")
+    ledger = Ledger(tmp_path / "ledger", make=False)
     assert move(world, tmp_path / "planned", ledger, Recorder(), dry_run=True).outcome is Outcome.PLANNED
-    assert not ledger.held_by_others()
+    assert (ledger.note, dict(ledger.held_by_others())) == ("", {})
+    assert not (tmp_path / "ledger").exists()
     assert world.calls == []
 
 

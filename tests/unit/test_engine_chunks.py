@@ -113,6 +113,14 @@ def test_waiting_that_size_does_not_make_is_not_answered_by_ever_smaller_chunks(
     assert p99(times) <= 1.25 * TARGET
 
 
+@pytest.mark.parametrize("first", [0.001, 0.012, 0.019])
+def test_a_slow_first_call_is_not_held_against_all_others(first: float) -> None:
+    chunk = ChunkSize(target=TARGET)
+    chunk.observe(seconds=first, moved=LEAST)
+    times, _ = run(chunk, lambda size: 1e-3 + size / 1e9, 1000)
+    assert p99(times) <= TARGET
+
+
 def test_several_movers_make_it_grow_no_faster_than_one() -> None:
     chunk = ChunkSize(target=TARGET)
     chunk.observe(seconds=1e-6, moved=LEAST)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from numaplacement.engine.gauge import Gauge
 from numaplacement.engine.verdict import Allow
 from tests.unit.engine_world import SimulatedKernel, World
-from tests.unit.engine_world_host import with_pools
+from tests.unit.engine_world_host import with_page_cache, with_pools
 from tests.unit.engine_world_region import HUGE, PAGE
 
 MIB = 1 << 20
@@ -73,6 +74,64 @@ def test_each_numa_node_has_its_own(world: World, kernel: Counting) -> None:
     room = gauge(world, kernel).room
     world.safe.update({0: 8 * MIB, 1: 16 * MIB})
     assert (room(0, PAGE), room(1, PAGE), room(0, PAGE)) == (8 * MIB, 16 * MIB, 8 * MIB)
+
+
+def test_what_is_given_back_between_two_readings_is_missed_when_it_is_taken_again(
+    world: World, kernel: Counting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.safe[0] = 512 * MIB
+    zoneinfo = kernel._zoneinfo
+
+    def given_back() -> str:
+        world.safe[0] = 1024 * MIB
+        return zoneinfo()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(kernel, "_zoneinfo", given_back)
+        room = gauge(world, kernel).room
+        assert room(0, PAGE) == 1024 * MIB
+    world.safe[0] = 600 * MIB
+    assert room(0, PAGE) == 600 * MIB
+
+
+def test_page_cache_is_pushed_out_once_for_all_movers(world: World, kernel: Counting) -> None:
+    world.safe[0] = 0
+    with_page_cache(world, 0, 1024 * MIB)
+    asked, reclaim = [], world.writes["sys/devices/system/node/node0/reclaim"]
+
+    def write(text: str) -> None:
+        asked.append(int(text.split(maxsplit=1)[0]))
+        reclaim(text)
+
+    world.writes["sys/devices/system/node/node0/reclaim"] = write
+    own = gauge(world, kernel, Allow.RECLAIM)
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(own.make_room, 0, 48 * MIB, check=lambda: None) for _ in range(4)]:
+            done.result(timeout=60)
+    assert asked == [56 * MIB]
+    world.safe[0] = 0
+    own.make_room(0, 48 * MIB, check=lambda: None)
+    assert world.safe[0] >= 48 * MIB, "what was had once may be had again"
+
+
+def test_nothing_is_pushed_out_where_that_is_not_allowed(world: World, kernel: Counting) -> None:
+    world.safe[0] = 0
+    with_page_cache(world, 0, 1024 * MIB)
+    gauge(world, kernel).make_room(0, 48 * MIB, check=lambda: None)
+    assert world.safe[0] == 0
+
+
+def test_a_page_taken_from_a_pool_between_two_readings_is_not_taken_for_free(world: World, kernel: Counting) -> None:
+    with_pools(world, node0=(8, 5), node1=(0, 0))
+    reserved = [5]
+
+    def taken() -> str:
+        """As a VM does that comes to the pages it was promised."""
+        told, reserved[0], world.pools[0][1] = reserved[0], 2, 2
+        return f"{told}\n"
+
+    world.texts["sys/kernel/mm/hugepages/hugepages-2048kB/resv_hugepages"] = taken
+    assert gauge(world, kernel).room(0, HUGE) == 0
 
 
 def test_a_pool_is_read_for_each_call(world: World, kernel: Counting) -> None:

@@ -53,6 +53,21 @@ def test_progress_is_told_in_order_and_to_the_end(tmp_path: Path) -> None:
     assert [move.bytes_done for move in moves] == sorted(move.bytes_done for move in moves)
 
 
+def test_what_a_call_has_moved_before_it_failed_is_counted(tmp_path: Path) -> None:
+    world = World([heap()], at_call={2: errno.ENOMEM})
+
+    def some() -> None:
+        for page in range(100, 120):
+            world.take(world.regions[0], page, 0)
+
+    before = world.bytes_on().get(0, 0)
+    world.hooks[2] = some
+    watcher = Recorder()
+    run_in(world, tmp_path, watcher)
+    moves = [progress for progress in watcher.heard if progress.stage is Stage.MOVE]
+    assert moves[-1].bytes_done == world.bytes_on()[0] - before == 36 * PAGE
+
+
 def test_first_call_is_small(tmp_path: Path) -> None:
     world = World([heap()])
     run_in(world, tmp_path)

@@ -150,6 +150,8 @@ class Agent:
                 return
             self._queue.seen(taken)
             say.info("taken up")
+            if taken.spec is not None and not taken.spec.dry_run:
+                self._stays.end_pod(taken.spec.pod_uid)
             found = await self._judge(taken, started, following)
             if found is None:
                 say.info("left open: the agent is to stop")

@@ -134,7 +134,7 @@ def _on_interruption(watch: Watch, request: Request, *, again: bool) -> str:
 
 def _whole_way(candidate: Candidate, request: Request, around: Surroundings, *, watch: Watch, pidfd: int) -> Verdict:
     """Move, and see whether it stays. Raises EngineError."""
-    with contextlib.closing(Ledger(around.reservations)) as ledger:
+    with contextlib.closing(Ledger(around.reservations, make=not request.dry_run)) as ledger:
         verdict = run(
             pid=candidate.pid,
             request=request,
@@ -144,10 +144,10 @@ def _whole_way(candidate: Candidate, request: Request, around: Surroundings, *, 
             pidfd=pidfd,
             ledger=ledger,
         )
+    if ledger.note and (verdict.calls.count or verdict.outcome is Outcome.PLANNED):
+        say(f"{ledger.note}.")
     if request.dry_run:
         return verdict
-    if ledger.note and verdict.calls.count:
-        say(f"{ledger.note}.")
     return with_stay(
         verdict,
         pid=candidate.pid,

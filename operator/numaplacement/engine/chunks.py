@@ -80,7 +80,7 @@ class ChunkSize:
         nothing: most of its cost is fixed.
         """
         with self._lock:
-            if moved <= LEAST:
+            if moved <= LEAST or self._fixed < math.inf:  # no call takes less, whatever it is over
                 self._fixed = min(self._fixed, seconds)
             if self.size <= LEAST and not self._costs and seconds <= self._goal:
                 rate = min(_SLOW, moved / seconds) if seconds > 0 else _SLOW

@@ -28,7 +28,7 @@ class Flight:
     """Bytes of calls under way, by NUMA node they go to; movers share it.
 
     `patience` are the seconds to wait for room that the kernel, or another run, is making. `make_room` is given a NUMA
-    node, the size of a page and the bytes that are missing there.
+    node, the size of a page and the bytes that are to be taken there.
     """
 
     guard: Guard
@@ -63,7 +63,7 @@ class Flight:
             if late and alone:
                 raise self._full(free, int(ends[0]), target=target, page_size=page_size)
             if alone:
-                self.make_room(target, page_size, int(ends[-1]) - free)
+                self.make_room(target, page_size, int(ends[-1]))
             # Part of what is under way has landed already and counts twice for now.
             self.guard.wait(_LANDING)
 

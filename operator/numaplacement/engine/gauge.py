@@ -8,6 +8,7 @@ by is taken off.
 
 from __future__ import annotations
 
+import errno
 import re
 import threading
 from collections.abc import Callable
@@ -45,7 +46,7 @@ class Gauge:
         self._pools: dict[tuple[int, int], PoolFiles] = {}
         self._readings: dict[int, _Reading] = {}
         self._exhausted: set[int] = set()
-        self._lock = threading.Lock()
+        self._lock, self._opening, self._making = threading.Lock(), threading.Lock(), threading.Lock()
 
     def room(self, numa_node: int, page_size: int) -> int:
         """Return the bytes that may be taken there now, in pages of a size. Raises OSError."""
@@ -61,23 +62,28 @@ class Gauge:
                 if 2 * left >= last.room:
                     return left
             there = room(self._kernel, numa_node, page_size)
-            self._readings[numa_node] = _Reading(now, free, there)
+            # What was given back between the readings is in `there`, and must not be missed when it is taken again.
+            self._readings[numa_node] = _Reading(now, max(free, self._free(numa_node)), there)
             return there
 
     def make_room(self, numa_node: int, count: int, *, check: Callable[[], None]) -> None:
-        """Have page cache pushed out, so that `count` bytes more can be taken there, where that is allowed.
+        """Have page cache pushed out, so that `count` bytes can be taken there, where that is allowed.
 
         Only where the kernel does so on request; elsewhere kswapd is at it already. Once hardly anything is to be had
-        it is not tried again. `check` as in push_out(). Raises OSError.
+        it is not tried again. Of several movers one does it; the others wait. `check` as in push_out(). Raises OSError.
         """
-        if Allow.RECLAIM not in self._allow or numa_node in self._exhausted:
+        if Allow.RECLAIM not in self._allow:
             return
-        if read_offer(numa_node, self._kernel).means is not Means.ON_REQUEST:
-            self._exhausted.add(numa_node)
-            return
-        done = push_out(count + _SPARE, numa_node=numa_node, kernel=self._kernel, check=check)
-        if done.gained < count:
-            self._exhausted.add(numa_node)
+        with self._making:
+            missing = count - self.room(numa_node, self._kernel.page_size)
+            if missing <= 0 or numa_node in self._exhausted:
+                return
+            if read_offer(numa_node, self._kernel).means is not Means.ON_REQUEST:
+                self._exhausted.add(numa_node)
+                return
+            done = push_out(missing + _SPARE, numa_node=numa_node, kernel=self._kernel, check=check)
+            if done.errno != errno.EBUSY and done.gained < missing // 2:
+                self._exhausted.add(numa_node)
 
     def _pool(self, numa_node: int, page_size: int) -> PoolFiles:
         pool = self._pools.get((numa_node, page_size))
@@ -93,7 +99,7 @@ class Gauge:
 
     def _free(self, numa_node: int) -> int:
         """Return what is free on a NUMA node, in bytes, whether it may be taken or not."""
-        with self._lock:
+        with self._opening:
             file = self._meminfo.get(numa_node)
             if file is None:
                 path = self._kernel.sys / f"devices/system/node/node{numa_node}/meminfo"

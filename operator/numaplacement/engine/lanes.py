@@ -53,15 +53,18 @@ class Choice:
     def __post_init__(self) -> None:
         self.active = self.most
 
-    def observe(self, *, moved: int, now: float, late: bool = False, crowded: bool = False) -> None:
-        """Take note of a call over `moved` bytes that has just ended, and whether it took longer than calls may.
+    def observe(
+        self, *, moved: int, now: float, seconds: float = 0.0, late: bool = False, crowded: bool = False
+    ) -> None:
+        """Take note of a call over `moved` bytes that has just ended, took so long, and was `late` by what calls may.
 
-        While it is `crowded`, since one who is to step aside has not come to it yet, nothing is measured.
+        One that began before a trial did is not part of it. While it is `crowded`, since one who is to step aside has
+        not come to it yet, nothing is measured.
         """
         if self.most == 1:
             return
-        self._calls += 1
         if self._began is None:
+            self._calls += 1
             self._first = now if self._first is None else self._first
             if self._calls >= _SETTLING or now - self._first >= _SETTLED:
                 self._trying = True
@@ -70,19 +73,22 @@ class Choice:
         if crowded:
             self._begin(self.active, now)
             return
+        if now - seconds < self._began:
+            return
+        self._calls += 1
         self._moved += moved
         share = self._late.get(self.active, 0.0)
         self._late[self.active] = share + (late - share) / _REMEMBERED
-        seconds = now - self._began
-        if seconds <= 0:
+        passed = now - self._began
+        if passed <= 0:
             return
-        rate = self._moved / seconds / (2 if self._late[self.active] > _LATE else 1)
+        rate = self._moved / passed / (2 if self._late[self.active] > _LATE else 1)
         if not self._trying:
-            if seconds >= _HOLD:
+            if passed >= _HOLD:
                 self._rates = {self.active: rate}
                 self._trying = True
                 self._begin(self._other, now)
-        elif self._enough(rate, seconds):
+        elif self._enough(rate, passed):
             self._rates[self.active] = rate
             self._go_on(now)
 
@@ -135,7 +141,9 @@ class Lanes:
         with self._changed:
             before = self._choice.active
             crowded = self._running > before
-            self._choice.observe(moved=moved, now=self._clock(), late=seconds > self._latency, crowded=crowded)
+            self._choice.observe(
+                moved=moved, now=self._clock(), seconds=seconds, late=seconds > self._latency, crowded=crowded
+            )
             if self._choice.active > before:
                 self._changed.notify_all()
 

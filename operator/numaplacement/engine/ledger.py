@@ -66,16 +66,21 @@ def shortage(
 
 
 class Ledger:
-    """All reservations on this host. `note` says why other processes' are not among them; empty when they are."""
+    """All reservations on this host. `note` says why other processes' are not among them; empty when they are.
 
-    def __init__(self, directory: Path | None = DIRECTORY) -> None:
+    One only to look (not `make`) makes nothing: where the directory is not there, nobody has reserved anything.
+    """
+
+    def __init__(self, directory: Path | None = DIRECTORY, *, make: bool = True) -> None:
         self.note = ""
         self._lock = threading.Lock()
         self._own: set[Reservation] = set()
         self._directory: LockDirectory | None = None
         try:
-            self._directory = None if directory is None else LockDirectory(directory)
+            self._directory = None if directory is None else LockDirectory(directory, make=make)
         except OSError as error:
+            if not make and isinstance(error, FileNotFoundError):
+                return
             self.note = f"moves by other processes are not taken into account: {directory}: {error.strerror or error}"
 
     def reserve(self, wanted: Mapping[Place, int], available: Callable[[Place], int]) -> Reservation | Shortage:

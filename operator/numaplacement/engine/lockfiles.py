@@ -31,16 +31,18 @@ _NOT_HELD = {errno.ENOENT, errno.ELOOP, errno.ENXIO, errno.EACCES, errno.EPERM}
 class LockDirectory:
     """A directory with one file for each holder. Only its owner may enter it; links in its place are not followed.
 
-    Raises OSError where it cannot be made or is not ours alone.
+    Raises OSError where it cannot be made, or is not there and not to be made, or is not ours alone.
     """
 
-    def __init__(self, path: Path) -> None:
-        with contextlib.suppress(FileExistsError):
-            path.mkdir(mode=0o700)
+    def __init__(self, path: Path, *, make: bool = True) -> None:
+        if make:
+            with contextlib.suppress(FileExistsError):
+                path.mkdir(mode=0o700)
         self._fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             _check_owner(os.fstat(self._fd))
-            os.close(self._open(_LOCK, os.O_RDWR | os.O_CREAT))
+            if make:
+                os.close(self._open(_LOCK, os.O_RDWR | os.O_CREAT))
         except BaseException:
             os.close(self._fd)
             raise

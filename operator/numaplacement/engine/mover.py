@@ -157,10 +157,13 @@ class Mover:
     def _in_threads(self, jobs: Jobs, done: Pass, number: int) -> None:
         """Let the movers take one job after the other. Raises what the first of them raised that was to stop."""
 
+        def all_there_are() -> None:
+            while self._next(jobs, done, number):
+                self.calls.lanes.step_aside()
+
         def work() -> None:
             with self.calls.lanes.entered():
-                while self._next(jobs, done, number):
-                    self.calls.lanes.step_aside()
+                jobs.ending(all_there_are)()
 
         if self.movers == 1:
             work()
@@ -169,7 +172,7 @@ class Mover:
             futures = []
             with contextlib.suppress(RuntimeError):  # the host has no thread left: fewer do the same
                 for _ in range(self.movers):
-                    futures.append(pool.submit(jobs.ending(work)))  # noqa: PERF401 - those made so far count
+                    futures.append(pool.submit(work))  # noqa: PERF401 - those made so far count
         for future in futures:
             future.result()
         work()
@@ -255,7 +258,9 @@ class Mover:
             except BaseException:
                 reached = status != UNWRITTEN
                 outcome[which[reached]] = trials_of_status(status[reached], target=work.target)
+                self._look(which[~reached], addresses, outcome, target=work.target)
                 raise
+            outcome[which[status == work.target]] = Trial.MOVED  # known, whatever comes of looking for the others
             return MoveResult(errno=0, not_moved=not_moved, status=status)
 
         def locate(which: NDArray[np.int64]) -> NDArray[np.int32]:
@@ -264,6 +269,15 @@ class Mover:
         move_around_refusals(
             addresses.size, target=work.target, call=call, locate=locate, patience=patience, trials=outcome
         )
+
+    def _look(
+        self, which: NDArray[np.int64], addresses: NDArray[np.uint64], outcome: NDArray[np.uint8], *, target: int
+    ) -> None:
+        """Note of folios that a call which failed did not tell of whether they are on their target all the same."""
+        process = self.guard.process
+        result = process.kernel.locate_pages(process.pid, addresses[which])
+        if not result.errno:
+            outcome[which[result.status == target]] = Trial.MOVED
 
     def _most(self, done: Pass) -> int:
         """Return the bytes of the next job; towards the end fewer, so that no mover is left with the last big one."""

@@ -141,6 +141,8 @@ def read_pools(kernel: Kernel, page_size: int) -> HostPool:
     name = f"hugepages-{page_size // _KIB}kB"
     root = kernel.sys / "devices/system/node"
     found = {}
+    # First: a page that is taken meanwhile is not free then, where it was promised it would seem to be so otherwise.
+    reserved = int(kernel.read(kernel.sys / "kernel/mm/hugepages" / name / "resv_hugepages"))
     for numa_node in filter(None, map(_NUMA_NODE.match, kernel.names(root))):
         directory = root / numa_node[0] / "hugepages" / name
         try:
@@ -150,7 +152,6 @@ def read_pools(kernel: Kernel, page_size: int) -> HostPool:
         except FileNotFoundError:  # of a NUMA node without memory
             continue
         found[int(numa_node[1])] = Pool(total=total, free=free, surplus=surplus)
-    reserved = int(kernel.read(kernel.sys / "kernel/mm/hugepages" / name / "resv_hugepages"))
     return HostPool(page_size=page_size, by_numa_node=found, reserved=reserved)
 
 
@@ -166,10 +167,10 @@ class PoolFiles:
     def usable(self) -> int:
         """Return how many pages may be taken now, 0 where there is no such pool; raises OSError."""
         try:
-            free = int(self._kernel.read(self._free))
+            reserved = int(self._kernel.read(self._reserved))  # first: a page that is taken meanwhile is not free then
+            return unpromised(int(self._kernel.read(self._free)), reserved)
         except FileNotFoundError:
             return 0
-        return unpromised(free, int(self._kernel.read(self._reserved)))
 
 
 def largest_block(kernel: Kernel) -> int:

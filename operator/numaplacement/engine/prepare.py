@@ -146,7 +146,7 @@ class Preparation:
         return there - self._reservation.others(self._place(target, page_size))
 
     def make_room(self, target: int, page_size: int, count: int) -> None:
-        """Have room made on a target for `count` bytes more, where that is allowed. Raises as Guard.check() does."""
+        """Have room made on a target for `count` bytes, where that is allowed. Raises as Guard.check() does."""
         if page_size == self.kernel.page_size:
             with contextlib.suppress(OSError):  # then there is none, which is told
                 self._gauge.make_room(target, count, check=self.guard.check)

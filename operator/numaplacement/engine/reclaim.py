@@ -27,6 +27,8 @@ _DISCOUNT = 2
 """Of what looks reclaimable half may not be: mapped, in use, or back at once."""
 _SLICE = 64 << 20
 """Bytes asked for in one write: between two there is a look whether the run was cancelled."""
+_NAP = 0.2
+"""Seconds to wait where another is asking."""
 _IN_VAIN = 3
 """Writes in a row that gain less than half of what they asked for, after which no more is to be had."""
 
@@ -169,6 +171,8 @@ def push_out(count: int, *, numa_node: int, kernel: Kernel, check: Callable[[], 
         number = _request(kernel, path, size)
         gained = read_room(numa_node, kernel, allowed=False) - before
         in_vain = in_vain + 1 if gained - done.gained < size // 2 else 0
+        if number == errno.EBUSY:
+            kernel.sleep(_NAP)
         done = PushedOut(asked=done.asked + size, gained=gained, errno=number)
         if number not in {0, errno.EAGAIN, errno.EBUSY}:
             break

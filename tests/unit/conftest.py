@@ -1,0 +1,11 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Signals as a person at a terminal has them, however the tests were started: in the background SIGINT is ignored."""
+
+from __future__ import annotations
+
+import signal
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C be heard."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)

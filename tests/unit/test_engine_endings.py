@@ -237,3 +237,22 @@ def test_a_pool_that_could_not_be_given_back_is_told_of_a_process_that_ended(tmp
     )
     assert verdict.outcome is Outcome.PROCESS_GONE
     assert any(note.reason is Reason.HUGEPAGE_POOL for note in verdict.notes), verdict.notes
+
+
+def test_a_page_that_is_let_go_of_within_the_rest_is_moved(tmp_path: Path) -> None:
+    """As what KVM holds while it maps a page for a vCPU; all else of the process moves at the first try."""
+    region = Region(HEAP, [1] * 64, refused={5})
+    world = World([region])
+    kernel = SimulatedKernel(world, tmp_path)
+    rested: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        rested.append(seconds)
+        world.now += seconds
+        region.refused.clear()
+
+    kernel.sleep = sleep  # type: ignore[method-assign]
+    request = Request(target=0, movers=1)
+    verdict = run(pid=PID, request=request, kernel=kernel, watcher=Recorder(), clock=lambda: world.now)
+    assert rested
+    assert (verdict.outcome, verdict.on_target) == (Outcome.PLACED, 64 * PAGE)

@@ -26,7 +26,7 @@ from .targets import Targets
 from .verdict import Progress, Stage
 from .work import BlockKey, Piece, Work, WorkPlace, block_key, gather
 
-_TRIES = 2
+_TRIES = 3
 """Times a folio that was refused alone is tried in all passes together."""
 _IN_VAIN = 4
 """Blocks of a mapping that are given up before all others of it are."""
@@ -140,9 +140,9 @@ class Mover:
                 pages = plan.pages(slice(None))
                 trials[pages[trials[pages] == Trial.NOT_TRIED]] = Trial.GIVEN_UP
 
-    def left(self, survey: Survey) -> int:
-        """Return about how many bytes another pass over a survey could still move."""
-        hopeless = self.memory.refused_folios(_TRIES)
+    def left(self, survey: Survey, *, tries: int = _TRIES) -> int:
+        """Return about how many bytes another pass over a survey could still move, without folios refused so often."""
+        hopeless = self.memory.refused_folios(tries)
         left = 0
         for part in survey.pages:
             full = (self.targets.of(part.mapping), part.mapping.page_size) in self.memory.full

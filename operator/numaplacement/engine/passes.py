@@ -24,7 +24,8 @@ from .verdict import Progress, Stage
 _MOST = 4
 """Passes at most: what a VM keeps touching anew is not chased for ever."""
 _REST = 0.2
-"""Seconds before pages are tried once more where none moved: what holds a page for a moment lets go of it by then."""
+"""Seconds before pages are tried once more that were refused, or where none moved: what holds a page for a moment lets
+go of it by then."""
 
 
 @dataclass(kw_only=True)
@@ -58,8 +59,8 @@ class Passes:
             after = survey(process.pid, process.kernel)
             if done.stopped or self.count == _MOST or not self._promising(after, done, rested=rested):
                 return done, after
-            if not done.moved:
-                rested = True
+            if not done.moved or not mover.left(after, tries=1):
+                rested = rested or not done.moved
                 with contextlib.suppress(Stopped):  # the next pass is told of it too
                     mover.guard.wait(_REST)
             last = after

@@ -256,3 +256,10 @@ def test_a_page_that_is_let_go_of_within_the_rest_is_moved(tmp_path: Path) -> No
     verdict = run(pid=PID, request=request, kernel=kernel, watcher=Recorder(), clock=lambda: world.now)
     assert rested
     assert (verdict.outcome, verdict.on_target) == (Outcome.PLACED, 64 * PAGE)
+
+
+def test_a_page_that_takes_seconds_of_the_bandwidth_moves_once_they_are_over(tmp_path: Path) -> None:
+    world = World([Region(RAM, [1] * 3, page_size=HUGE)])
+    with_pools(world, node0=(3, 3), node1=(3, 0))
+    verdict = run_in(world, tmp_path, bandwidth=MIB // 2, deadline=60.0)
+    assert (verdict.outcome, len(world.calls)) == (Outcome.PLACED, 3)

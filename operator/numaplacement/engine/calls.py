@@ -27,7 +27,7 @@ from .wording import count_text
 _RECENT = 512
 """Calls of which recent_p99() tells."""
 _STALE = 0.5
-"""Seconds after which it is looked anew whether to go on: a wait for bandwidth is shorter, one for room may not be."""
+"""Seconds of waiting for room after which it is looked anew whether to go on."""
 _EXIT_WAIT = 2.0
 """Seconds an exiting process may take from losing its memory to being gone."""
 
@@ -75,12 +75,13 @@ class Calls:
             self._await_pace()
             before = int(ends[first - 1]) if first else 0
             last = max(first + 1, int(np.searchsorted(ends, before + self._most(), side="right")))
-            looked, unused = self.clock(), int(ends[last - 1]) - before
+            unused = int(ends[last - 1]) - before
             try:
-                self.guard.wait(self.bucket.take(unused, looked))
+                self.guard.wait(self.bucket.take(unused, self.clock()))
+                paid = self.clock()  # from here on: what bandwidth made wait for is not to be waited for again
                 count = self.flight.take(sizes[first:last], target=target, page_size=page_size)
                 moved = int(ends[first + count - 1]) - before
-                if self.clock() - looked > _STALE:  # what the VM and its neighbours feel may be another thing by now
+                if self.clock() - paid > _STALE:  # what the VM and its neighbours feel may be another thing by now
                     self.flight.landed(moved, target=target)
                     continue
                 part = slice(first, first + count)

@@ -7,6 +7,7 @@ SHELL := /bin/bash
 PYTHON := .venv/bin/python
 PYTEST := $(PYTHON) -m pytest
 GUEST  := $(PYTHON) -m tests.rig.guest
+GUEST_TESTS := $(PYTHON) -m tests.rig.guest_tests
 
 .PHONY: help
 help: ## Show what there is to make.
@@ -42,8 +43,8 @@ test-cluster: setup ## Schema, rights, controller and agent against a real etcd 
 
 .PHONY: test-kernel
 test-kernel: setup ## Engine and host command on the machine's kernel with four NUMA nodes and real VMs; every cause.
-	$(GUEST) --time-limit 2400 -- $(PYTEST) tests/kernel -m "not cause" --ignore tests/kernel/gigantic --contents-moves 2
-	$(GUEST) --time-limit 300 --kernel-arg hugepagesz=1G --kernel-arg hugepages=1:1,2:1 --kernel-arg nokaslr -- $(PYTEST) tests/kernel/gigantic
+	$(GUEST_TESTS) --time-limit 1500 -- tests/kernel -m "not cause" --ignore tests/kernel/gigantic --contents-moves 2 --durations=8
+	$(GUEST_TESTS) --time-limit 300 --kernel-arg hugepagesz=1G --kernel-arg hugepages=1:1,2:1 --kernel-arg nokaslr -- tests/kernel/gigantic
 	$(PYTHON) -m tests.rig.causes machine
 
 .PHONY: test-causes

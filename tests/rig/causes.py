@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.rig import guest_tests
 from tests.rig.guest import REPOSITORY, Guest, GuestError
 from tests.rig.kernels import KERNELS, KernelError, get
 
@@ -28,9 +29,6 @@ def reproduce(name: str, words: Sequence[str]) -> int:
     """
     kernel = None if name == MACHINE else get(name)
     pytest = [
-        Path(sys.executable),
-        "-m",
-        "pytest",
         "tests/kernel",
         "-m",
         "cause",
@@ -40,20 +38,18 @@ def reproduce(name: str, words: Sequence[str]) -> int:
         "--durations=5",
         *words,
     ]
-    # Before 6.14 the kernel gives out secret memory only when told so at boot.
-    with Guest(time_limit=_TIME_LIMIT, kernel=kernel, kernel_args=["secretmem.enable=1"]) as guest:
-        print(f"kernel {name}: emulated host up after {guest.boot_seconds:.0f} s", flush=True)
-        status = guest.start(pytest, on_output=_show).wait()
+
+    def make() -> Guest:
+        # Before 6.14 the kernel gives out secret memory only when told so at boot.
+        return Guest(time_limit=_TIME_LIMIT, kernel=kernel, kernel_args=["secretmem.enable=1"])
+
+    def keep(shared: Path) -> None:
         RECORDS.mkdir(parents=True, exist_ok=True)
-        if (guest.shared / FILE).exists():
-            shutil.copyfile(guest.shared / FILE, RECORDS / f"{name}.jsonl")
-    return status
+        if (shared / FILE).exists():
+            shutil.copyfile(shared / FILE, RECORDS / f"{name}.jsonl")
 
-
-def _show(stream: str, data: bytes) -> None:
-    to = {"stdout": sys.stdout, "stderr": sys.stderr}[stream]
-    to.buffer.write(data)
-    to.flush()
+    print(f"kernel {name}", flush=True)
+    return guest_tests.run(pytest, make=make, keep=keep)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

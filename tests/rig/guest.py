@@ -408,7 +408,7 @@ class Guest:
         with self._leash.stdout as stdout:
             first = stdout.readline()
         if not first:
-            raise GuestError(f"QEMU did not start:\n{self._tail()}")
+            raise GuestError(f"QEMU did not start:\n{self.tail()}")
         self.qemu_pid = int(first)
 
     def _accept(self, listener: socket.socket, token: str, deadline: float) -> socket.socket:
@@ -436,7 +436,7 @@ class Guest:
                         connection.close()
         finally:
             os.close(ended)
-        raise GuestError(f"the emulated host did not come up in {self._boot_limit:g} s:\n{self._tail()}")
+        raise GuestError(f"the emulated host did not come up in {self._boot_limit:g} s:\n{self.tail()}")
 
     @staticmethod
     def _greeted(connection: socket.socket, token: str) -> bool:
@@ -463,10 +463,10 @@ class Guest:
         try:
             status = self._leash.wait(10)
         except subprocess.TimeoutExpired:
-            return f"the connection to the guest broke:\n{self._tail()}"
+            return f"the connection to the guest broke:\n{self.tail()}"
         if status == TIME_LIMIT_STATUS:
-            return f"the guest's time limit of {self._time_limit:g} s has passed"
-        return f"the guest has ended (QEMU status {status}):\n{self._tail()}"
+            return f"the guest's time limit of {self._time_limit:g} s has passed:\n{self.tail()}"
+        return f"the guest has ended (QEMU status {status}):\n{self.tail()}"
 
     def _send(self, header: Header, payload: bytes = b"") -> None:
         if self._connection is None or self._lost:
@@ -477,7 +477,8 @@ class Guest:
         except OSError as error:
             raise GuestError(self._why_lost()) from error
 
-    def _tail(self, lines: int = 25) -> str:
+    def tail(self, lines: int = 25) -> str:
+        """The last lines of QEMU's and the guest kernel's output, and where all of it is."""
         texts = [
             path.read_text(errors="replace") for path in (self.folder / "qemu.log", self.console_log) if path.exists()
         ]

@@ -16,7 +16,7 @@ from .process import ProcessFacts, ThreadFacts, possible_vcpus
 from .reasons import ADVICE, Reason
 from .reclaim import Admission
 from .targets import Targets
-from .verdict import Allow, Refusal
+from .verdict import Allow, Note, Refusal
 from .wording import count_text, size_text
 
 _GUEST_RAM_SHARE = 0.1
@@ -70,9 +70,22 @@ def refusals(facts: Facts) -> tuple[Refusal, ...]:
     return tuple(sorted(kept, key=lambda each: _ORDER[each.reason]))
 
 
+class Refused(Exception):
+    """The move cannot be made after all; nothing was moved."""
+
+    def __init__(self, found: Refusal) -> None:
+        super().__init__(found.evidence)
+        self.found = found
+
+
 def refusal(reason: Reason, evidence: str) -> Refusal:
     """Return a refusal with the remedy of its reason."""
     return Refusal(reason=reason, evidence=evidence, remedy=ADVICE[reason].remedy)
+
+
+def note(reason: Reason, evidence: str, numa_node: int) -> Note:
+    """Return a note with the remedy of its reason."""
+    return Note(reason=reason, numa_node=numa_node, evidence=evidence, remedy=ADVICE[reason].remedy)
 
 
 def _of_the_order(facts: Facts) -> Iterator[Refusal]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from .afterwards import notes_beside, notes_on
 from .calls import Calls
-from .checks import refusals
+from .checks import Refused, refusals
 from .chunks import ChunkSize, TokenBucket
 from .errors import EngineError, LocatingRefused, ProcessEnded, Stopped
 from .facts import Gathered, gather, look
@@ -24,7 +24,7 @@ from .lanes import Lanes
 from .ledger import Ledger
 from .mover import Mover, Pass
 from .passes import Passes, rebuilt
-from .prepare import Preparation, Refused
+from .prepare import Preparation
 from .pressure import Throttle, find_sources
 from .process import HeldProcess, hold, main_cgroup, possible_vcpus, read_threads
 from .reasons import ADVICE, Reason
@@ -234,7 +234,7 @@ class _Run:
                 pid=process.pid,
                 survey=after,
                 targets=targets,
-                container=preparation.container,
+                container=preparation.widening.container,
                 kernel=process.kernel,
                 clock=self.clock,
             ),
@@ -298,7 +298,7 @@ class _Run:
 
         Return whether memory may be elsewhere now than the verdict says.
         """
-        rebind = preparation.rebind
+        rebind = preparation.widening.rebind
         if rebind is None:
             return False
         if verdict.moved or verdict.outcome is Outcome.PLACED:
@@ -310,7 +310,7 @@ class _Run:
                 )
         else:
             outcome = rebind.put_back()
-        preparation.rebind = None
+        preparation.widening.rebind = None
         if not outcome.done:
             remedy = outcome.remedy or ADVICE[Reason.VM_CPUSET].remedy
             preparation.notes.append(Note(reason=Reason.VM_CPUSET, evidence=outcome.evidence, remedy=remedy))

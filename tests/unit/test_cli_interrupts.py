@@ -26,7 +26,7 @@ def test_a_look_is_cancelled_and_nothing_is_said_of_moved_memory(desk: Desk, arg
     while_looking(desk, interrupt)
     result = desk.run(*arguments, VM, "--to", "0")
     assert result.exit_code == 5
-    assert result.stdout.splitlines()[0].startswith("Cancelled: It was ended before it was done; nothing was touched.")
+    assert result.stdout.splitlines()[0].startswith("Cancelled: It was ended by a signal; nothing was touched.")
     assert "Ending; nothing was touched." in result.stderr
     assert "moved" not in result.output
 

@@ -33,7 +33,7 @@ _AGAIN = (
 _LOOKING = "Ending; nothing was touched."
 _STAYING = "No longer watching; the verdict stands."
 _LOOKING_AGAIN = "Still waiting: the look under way ends by itself."
-_ENDED = Verdict(outcome=Outcome.CANCELLED, message="it was ended before it was done; nothing was touched")
+_ENDED = Verdict(outcome=Outcome.CANCELLED, message="it was ended by a signal; nothing was touched")
 """The verdict on a dry run that is ended."""
 
 

@@ -96,7 +96,7 @@ class ChunkSize:
 
     @property
     def _goal(self) -> float:
-        """Seconds a call is to stay below."""
+        """Seconds that the usual call is to stay below."""
         return min(self.target, max(_ENOUGH, _MANY * self._fixed_cost))
 
     @property
@@ -143,10 +143,11 @@ class ChunkSize:
         if median <= 0 or tail <= 0:
             return MOST
         slope, fixed = self._slope(median, moved), min(self._fixed_cost, self._goal)
-        if_all_grows = self._goal / tail
-        if_none_does = max(LEAST, (self._goal - fixed - max(0.0, self._beyond[last]) * more) / slope)
+        if_all_grows = self.target / tail
+        if_none_does = max(LEAST, (self.target - fixed - max(0.0, self._beyond[last]) * more) / slope)
         least = max(self._goal * _LEAST_SHARE / median, min(fixed, self._goal * _MOST_FIXED) / slope)
-        return int(min(MOST, max(least, math.sqrt(if_all_grows * if_none_does))))
+        # The tail is held to the target; what is usual also to the goal, where that is less.
+        return int(min(MOST, max(least, min(math.sqrt(if_all_grows * if_none_does), self._goal / median))))
 
 
 _CREDIT = 0.25

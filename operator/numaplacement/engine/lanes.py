@@ -5,7 +5,8 @@ Calls at the same time share locks of the kernel: each has every CPU drain its l
 (mm/swap.c, __lru_add_drain_all), and takes pages from and to lists of the same two NUMA nodes. On a host with idle CPUs
 several move more; where CPUs are scarce, or the host is a guest itself and the holder of a spinlock may lose its CPU,
 they are slower than one by far, and each call takes longer than it may. No figure tells beforehand: so both are tried,
-by the clock, and tried again.
+by the clock, and tried again. One comes first: where that is the better way, finding out with several has cost the VM
+CPUs that it needs, and a move of a GiB a large part of its time.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class Choice:
     _trying: bool = False
 
     def __post_init__(self) -> None:
-        self.active = self.most
+        self.active = 1
 
     def observe(
         self, *, moved: int, now: float, seconds: float = 0.0, late: bool = False, crowded: bool = False
@@ -68,7 +69,7 @@ class Choice:
             self._first = now if self._first is None else self._first
             if self._calls >= _SETTLING or now - self._first >= _SETTLED:
                 self._trying = True
-                self._begin(self.most, now)
+                self._begin(1, now)
             return
         if crowded:
             self._begin(self.active, now)

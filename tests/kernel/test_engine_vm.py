@@ -21,6 +21,13 @@ def affinities(pid: int) -> dict[int, set[int]]:
     return {int(thread.name): os.sched_getaffinity(int(thread.name)) for thread in Path(f"/proc/{pid}/task").iterdir()}
 
 
+def stop(pid: int) -> None:
+    """Stop a process and wait until each of its threads is: one in a long kernel call goes on for a while."""
+    os.kill(pid, signal.SIGSTOP)
+    tasks = Path(f"/proc/{pid}/task")
+    wait_for(lambda: all("State:\tT" in (task / "status").read_text() for task in tasks.iterdir()))
+
+
 def test_a_running_vm_is_brought_together_without_a_page_going_wrong() -> None:
     vm = start_vm(VmSpec(namespace="prod", name="db", memory=512 * MIB))
     try:
@@ -34,7 +41,7 @@ def test_a_running_vm_is_brought_together_without_a_page_going_wrong() -> None:
         passes = vm.passes()
         wait_for(lambda: vm.passes() > passes + 1)
         assert vm.errors() == 0
-        os.kill(vm.pid, signal.SIGSTOP)
+        stop(vm.pid)
         pages = numa_pages(vm.pid)
         again = move(vm.pid)
         assert (again.outcome, by_numa_node(again.before)) == (Outcome.PLACED, pages)
@@ -50,8 +57,7 @@ def test_a_vm_with_a_device_is_refused_before_a_page_is_touched(judge: Judge) ->
     vm = start_vm(VmSpec(namespace="prod", name="gpu", memory=64 * MIB, numa_nodes=(1,), vfio=True))
     try:
         vm.pause()
-        os.kill(vm.pid, signal.SIGSTOP)
-        wait_for(lambda: "State:\tT" in Path(f"/proc/{vm.pid}/status").read_text())
+        stop(vm.pid)
         before, cpus = numa_pages(vm.pid, vm.ram_address), affinities(vm.pid)
         all_before = numa_pages(vm.pid)
         verdict = move(vm.pid)

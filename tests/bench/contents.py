@@ -14,10 +14,13 @@ import json
 import sys
 from pathlib import Path
 
+from tests.rig import guest_tests
 from tests.rig.guest import REPOSITORY, Guest, GuestError
 
 RESULTS = REPOSITORY / "build" / "contents.json"
 TEST = "tests/kernel/test_contents.py"
+PER_MOVE = 60
+"""Seconds one move and the rest after it may take; a few is usual on a machine that does nothing else."""
 KEY = ("kernel", "accel", "backing")
 COLUMNS = {
     "backing": "backing",
@@ -55,18 +58,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--kernel", type=Path, metavar="FILE", help="boot this kernel (default: the newest in /boot)")
     parser.add_argument("words", nargs="*", help="more words for pytest, after --")
     options = parser.parse_args(arguments)
-    streams = {"stdout": sys.stdout.buffer, "stderr": sys.stderr.buffer}
+    new: list[Row] = []
 
-    def show(stream: str, data: bytes) -> None:
-        streams[stream].write(data)
-        streams[stream].flush()
+    def keep(shared: Path) -> None:
+        written = shared / "contents.json"
+        new.extend(json.loads(written.read_text()) if written.exists() else [])
 
-    command = [sys.executable, "-m", "pytest", TEST, f"--contents-moves={options.moves}", *options.words]
     try:
-        with Guest(time_limit=options.time_limit, kernel=options.kernel) as guest:
-            status = guest.start(command, on_output=show).wait()
-            written = guest.shared / "contents.json"
-            new = json.loads(written.read_text()) if written.exists() else []
+        status = guest_tests.run(
+            [TEST, f"--contents-moves={options.moves}", *options.words],
+            make=lambda: Guest(time_limit=options.time_limit, kernel=options.kernel),
+            keep=keep,
+            test_limit=PER_MOVE * options.moves + guest_tests.TEST_LIMIT,
+        )
     except GuestError as error:
         print(error, file=sys.stderr)
         return 1

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.rig.guest import REPOSITORY, Guest
+from tests.rig.guest import REPOSITORY, Guest, show
 from tests.rig.kernels import get
 
 MOST_VERDICT = 2.0
@@ -41,7 +41,7 @@ def measure(kernel: str, words: Sequence[str], limit: float) -> dict[str, Any]:
     """Run the pairs on a kernel, `machine` or one of tests/rig/kernels.py, and return what they measured."""
     inside = [Path(sys.executable), "-m", "tests.bench.engine_pairs"]
     with Guest(time_limit=limit, kernel=None if kernel == "machine" else get(kernel)) as guest:
-        process = guest.start([*inside, "--to", guest.shared, *words], on_output=_show)
+        process = guest.start([*inside, "--to", guest.shared, *words], on_output=show)
         if status := process.wait():
             raise SystemExit(status)
         RESULTS.mkdir(parents=True, exist_ok=True)
@@ -103,12 +103,6 @@ def targets(result: dict[str, Any]) -> list[Target]:
         found.append(Target("bandwidth cap missed by, share", "within 0.1", missed, abs(missed) <= MOST_MISSED))
         found.append(Target("seconds from cancel to verdict", "<= 1", cancel, cancel <= 1))
     return found
-
-
-def _show(stream: str, data: bytes) -> None:
-    to = {"stdout": sys.stdout, "stderr": sys.stderr}[stream]
-    to.buffer.write(data)
-    to.flush()
 
 
 def main() -> None:

@@ -121,6 +121,13 @@ def qemu_command(
     return [*command, "-kernel", str(kernel), "-initrd", str(initramfs), "-append", " ".join(words), *qemu_opts]
 
 
+def show(stream: str, data: bytes) -> None:
+    """Pass output of a process inside on to this one's: an `on_output`."""
+    to = {"stdout": sys.stdout, "stderr": sys.stderr}[stream]
+    to.buffer.write(data)
+    to.flush()
+
+
 class GuestProcess:
     """A process inside the guest. All it prints is kept; `lines` gives standard output while it runs."""
 
@@ -477,6 +484,11 @@ class Guest:
         except OSError as error:
             raise GuestError(self._why_lost()) from error
 
+    @property
+    def out_of_time(self) -> bool:
+        """Whether its time limit has ended it."""
+        return self._leash is not None and self._leash.poll() == TIME_LIMIT_STATUS
+
     def tail(self, lines: int = 25) -> str:
         """The last lines of QEMU's and the guest kernel's output, and where all of it is."""
         texts = [
@@ -521,12 +533,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--kernel-arg", action="append", default=[], metavar="ARG", help="one more kernel argument")
     parser.add_argument("command", nargs="+", help="the command, after --")
     options = parser.parse_args(arguments)
-    streams = {"stdout": sys.stdout.buffer, "stderr": sys.stderr.buffer}
-
-    def show(stream: str, data: bytes) -> None:
-        streams[stream].write(data)
-        streams[stream].flush()
-
     try:
         with Guest(time_limit=options.time_limit, kernel=options.kernel, kernel_args=options.kernel_arg) as guest:
             print(f"emulated host up after {guest.boot_seconds:.0f} s", file=sys.stderr, flush=True)

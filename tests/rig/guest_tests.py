@@ -3,7 +3,8 @@
 
 A test that hangs fails after its limit, with the stacks of all threads. An emulated kernel that dies or stands still,
 as it does now and then under software emulation, cannot say so: it is told by pytest, which no longer prints anything.
-Then everything is run once more in a fresh host, and that it was is said; a second time is a failure.
+Then everything is run once more in a fresh host, and that it was is said; a second time is a failure, as is a
+host whose time limit has passed.
 """
 
 from __future__ import annotations
@@ -15,24 +16,23 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tests.rig.guest import LOST_STATUS, Guest, GuestError, GuestProcess
+from tests.rig.guest import LOST_STATUS, Guest, GuestError, GuestProcess, show
 
 TEST_LIMIT = 300
-STACKS_AFTER = TEST_LIMIT + 30
-SILENCE_LIMIT = STACKS_AFTER + 60
+"""Seconds a test may take; ten times what the longest does."""
+STACKS_AFTER = 30
+"""Seconds after that limit at which the stacks are printed, where the test is still not over."""
+SILENCE_AFTER = 90
+"""Seconds after that limit at which a host that says nothing counts as lost."""
 _HOSTS = 2
 _LOOK_EVERY = 2.0
 
 
-class GuestHangsError(GuestError):
-    """Nothing came out of the guest for longer than any test may take."""
-
-
-def words(pytest: Sequence[str]) -> list[str]:
+def words(pytest: Sequence[str], *, test_limit: int) -> list[str]:
     """The command inside the guest. The stacks are printed by a thread of their own, even where the test hangs in the
     kernel and cannot be interrupted.
     """
-    limits = [f"--timeout={TEST_LIMIT}", "-o", f"faulthandler_timeout={STACKS_AFTER}"]
+    limits = [f"--timeout={test_limit}", "-o", f"faulthandler_timeout={test_limit + STACKS_AFTER}"]
     return [sys.executable, "-m", "pytest", *limits, *pytest]
 
 
@@ -41,25 +41,26 @@ def run(
     *,
     make: Callable[[], Guest],
     keep: Callable[[Path], None] = lambda _: None,
-    silence_limit: float = SILENCE_LIMIT,
+    test_limit: int = TEST_LIMIT,
     clock: Callable[[], float] = time.monotonic,
 ) -> int:
     """Pytest's exit status in a guest made by `make`; in a second one when the first is lost.
 
     `keep` is given the folder shared with the guest once pytest has ended. Raises GuestError when the second is lost
-    as well.
+    as well, or the time limit of the first has passed.
     """
     for host in range(1, _HOSTS + 1):
+        guest = make()
         try:
-            with make() as guest:
+            with guest:
                 print(f"emulated host up after {guest.boot_seconds:.0f} s", file=sys.stderr, flush=True)
                 heard = Heard(clock=clock)
-                process = guest.start(words(pytest), cwd=Path.cwd(), on_output=heard)
-                status = _wait(process, guest, heard=heard, silence_limit=silence_limit)
+                process = guest.start(words(pytest, test_limit=test_limit), cwd=Path.cwd(), on_output=heard)
+                status = _wait(process, guest, heard=heard, silence_limit=test_limit + SILENCE_AFTER)
                 keep(guest.shared)
                 return status
         except GuestError as error:
-            if host == _HOSTS:
+            if host == _HOSTS or guest.out_of_time:
                 raise
             print(
                 f"\nTHE EMULATED HOST WAS LOST, the tests begin again in another: {error}", file=sys.stderr, flush=True
@@ -72,17 +73,15 @@ class Heard:
 
     def __init__(self, *, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self.last = clock()
+        self._last = clock()
 
     def __call__(self, stream: str, data: bytes) -> None:
-        self.last = self._clock()
-        to = {"stdout": sys.stdout, "stderr": sys.stderr}[stream]
-        to.buffer.write(data)
-        to.flush()
+        self._last = self._clock()
+        show(stream, data)
 
     def silent_for(self) -> float:
         """Seconds since the last output."""
-        return self._clock() - self.last
+        return self._clock() - self._last
 
 
 def _wait(process: GuestProcess, guest: Guest, *, heard: Heard, silence_limit: float) -> int:
@@ -91,7 +90,7 @@ def _wait(process: GuestProcess, guest: Guest, *, heard: Heard, silence_limit: f
             return process.wait(_LOOK_EVERY)
         except subprocess.TimeoutExpired:
             if heard.silent_for() > silence_limit:
-                raise GuestHangsError(f"it printed nothing for {silence_limit:g} s:\n{guest.tail()}") from None
+                raise GuestError(f"it printed nothing for {silence_limit:g} s:\n{guest.tail()}") from None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -212,3 +212,11 @@ def test_no_limit_never_waits() -> None:
     bucket = TokenBucket(rate=None)
     assert bucket.take(1 << 40, 0.0) == 0.0
     assert (bucket.wait(0.0), bucket.most()) == (0.0, MOST)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_where_calls_may_last_seconds_a_slow_one_now_and_then_makes_none_of_them_small(seed: int) -> None:
+    """As with a VM that writes on scarce CPUs: a call in twenty waits for a CPU, and each costs time by itself."""
+    chance, chunk = random.Random(seed), ChunkSize(target=10.0)  # noqa: S311 - a simulation
+    run(chunk, lambda size: 2e-3 + size / 2e8 * (6.0 if chance.randrange(20) == 0 else 1.0), 400)
+    assert chunk.size >= 0.035 * 2e8

@@ -14,6 +14,8 @@ import pytest
 from tests.rig import guest_tests
 from tests.rig.guest import Guest, GuestError, OnOutput
 
+LIMIT = 10
+
 
 @dataclass
 class FakeProcess:
@@ -26,7 +28,7 @@ class FakeProcess:
     clock: list[float]
 
     def wait(self, timeout: float) -> int:
-        self.clock[0] += timeout
+        self.clock[0] += 10 * timeout  # so that all lines together take longer than a silence may
         if self.said:
             self.said -= 1
             self.on_output("stdout", b".")
@@ -47,6 +49,7 @@ class FakeGuest:
     boot_seconds: float = 1.0
     shared: Path = Path("/shared")
     closed: bool = False
+    out_of_time: bool = False
 
     def start(self, argv: list[str], *, cwd: Path, on_output: OnOutput) -> FakeProcess:
         assert (argv[-1], cwd) == ("tests/kernel", Path.cwd())
@@ -71,7 +74,7 @@ def outcome(guests: list[FakeGuest]) -> int:
     return guest_tests.run(
         ["tests/kernel"],
         make=lambda: cast("Guest", next(made)),
-        silence_limit=15,
+        test_limit=LIMIT,
         clock=lambda: guests[0].clock[0],
     )
 
@@ -84,7 +87,7 @@ def test_what_pytest_says_is_what_counts(status: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("first", "why"), [(FakeGuest(lost=True), "kernel panic"), (FakeGuest(status=None), "printed nothing for 15 s")]
+    ("first", "why"), [(FakeGuest(lost=True), "kernel panic"), (FakeGuest(status=None), "printed nothing for 100 s")]
 )
 def test_a_lost_host_is_replaced_and_said(first: FakeGuest, why: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert outcome([first, FakeGuest(status=1)]) == 1
@@ -99,9 +102,19 @@ def test_a_second_lost_host_is_a_failure() -> None:
         outcome([FakeGuest(lost=True), FakeGuest(status=None)])
 
 
+def test_a_suite_that_takes_too_long_is_not_begun_again() -> None:
+    with pytest.raises(GuestError, match="kernel panic"):
+        outcome([FakeGuest(lost=True, out_of_time=True), FakeGuest(status=0)])
+
+
 def test_a_host_that_says_something_now_and_then_is_left_alone() -> None:
     assert outcome([FakeGuest(status=0)]) == 0
 
 
+def test_a_test_is_ended_before_its_host_is() -> None:
+    command = guest_tests.words(["tests/kernel"], test_limit=LIMIT)
+    assert {"--timeout=10", "faulthandler_timeout=40"} <= set(command)
+
+
 def test_stacks_are_printed_before_silence_counts() -> None:
-    assert guest_tests.TEST_LIMIT < guest_tests.STACKS_AFTER < guest_tests.SILENCE_LIMIT
+    assert 0 < guest_tests.STACKS_AFTER < guest_tests.SILENCE_AFTER

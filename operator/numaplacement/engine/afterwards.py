@@ -10,7 +10,8 @@ from .collapse import Collapsed
 from .host import HostFacts
 from .kernel import Kernel
 from .kernel_memory import read_kernel_notes
-from .reasons import ADVICE, Reason
+from .notes import note
+from .reasons import Reason
 from .sharers import find_sharers
 from .survey import Survey
 from .targets import Targets
@@ -22,16 +23,16 @@ def notes_on(verdict: Verdict, request: Request, host: HostFacts, collapsed: Col
     """Yield what follows from the verdict and the host alone."""
     if verdict.split:
         why = collapsed.evidence()
-        yield _note(
+        yield note(
             Reason.HUGE_PAGES_SPLIT,
             f"{size_text(verdict.split)} were in transparent huge pages before and are in base pages now"
             + (f"; {why}" if why else ""),
             count=verdict.split,
         )
     if verdict.freed:
-        yield _note(Reason.VANISHED, f"{size_text(verdict.freed)} were given back meanwhile", count=verdict.freed)
+        yield note(Reason.VANISHED, f"{size_text(verdict.freed)} were given back meanwhile", count=verdict.freed)
     if host.numa_balancing and (stayed := _threads_elsewhere(request, verdict.threads)):
-        yield _note(Reason.AUTO_NUMA, f"kernel.numa_balancing is on, and {stayed}")
+        yield note(Reason.AUTO_NUMA, f"kernel.numa_balancing is on, and {stayed}")
 
 
 def notes_beside(
@@ -47,7 +48,7 @@ def notes_beside(
     yield from read_kernel_notes(container, kernel, targets=targets.numa_nodes)
     sharers = find_sharers(pid, survey.mappings, kernel, clock=clock)
     for sharer in sharers.found:
-        yield _note(
+        yield note(
             Reason.SHARED_WITH_HELPER,
             f"process {sharer.pid} ({sharer.name}) maps {size_text(sharer.bytes)} of the same files",
             count=sharer.bytes,
@@ -59,7 +60,3 @@ def _threads_elsewhere(request: Request, threads: ThreadOutcome) -> str:
     if not request.follow_threads:
         return "the threads were left where they are"
     return f"{count_text(threads.left, 'thread')} did not follow" if threads.left else ""
-
-
-def _note(reason: Reason, evidence: str, *, count: int = 0) -> Note:
-    return Note(reason=reason, bytes=count, evidence=evidence, remedy=ADVICE[reason].remedy)

@@ -16,7 +16,7 @@ from .process import ProcessFacts, ThreadFacts, possible_vcpus
 from .reasons import ADVICE, Reason
 from .reclaim import Admission
 from .targets import Targets
-from .verdict import Allow, Note, Refusal
+from .verdict import Allow, Refusal
 from .wording import count_text, size_text
 
 _GUEST_RAM_SHARE = 0.1
@@ -81,11 +81,6 @@ class Refused(Exception):
 def refusal(reason: Reason, evidence: str) -> Refusal:
     """Return a refusal with the remedy of its reason."""
     return Refusal(reason=reason, evidence=evidence, remedy=ADVICE[reason].remedy)
-
-
-def note(reason: Reason, evidence: str, numa_node: int) -> Note:
-    """Return a note with the remedy of its reason."""
-    return Note(reason=reason, numa_node=numa_node, evidence=evidence, remedy=ADVICE[reason].remedy)
 
 
 def _of_the_order(facts: Facts) -> Iterator[Refusal]:

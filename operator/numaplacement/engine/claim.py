@@ -8,11 +8,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from .checks import Refused, note, refusal, weighty
+from .checks import Refused, refusal, weighty
 from .facts import Gathered, room
 from .host import reading_host
 from .kernel import Kernel
 from .ledger import Ledger, Place, Reservation, Shortage
+from .notes import note
 from .pools import PoolPlan, largest_block, plan_pool, read_pools
 from .reasons import Reason
 from .reclaim import read_offer
@@ -107,5 +108,5 @@ class Claim:
         }
         for key, plan in left.items():
             self.plans[key] = replace(plan, grow=0)
-            self.notes.append(note(Reason.HUGEPAGE_POOL, f"{plan.evidence}; {missing}", plan.numa_node))
+            self.notes.append(note(Reason.HUGEPAGE_POOL, f"{plan.evidence}; {missing}", numa_node=plan.numa_node))
         return bool(left)

@@ -12,7 +12,7 @@ from typing import Self
 
 import numpy as np
 
-from .checks import Refused, note, refusal, weighty
+from .checks import Refused, refusal, weighty
 from .claim import Claim
 from .contiguity import make_contiguous
 from .errors import Stopped
@@ -22,6 +22,7 @@ from .guard import Guard
 from .host import reading_host
 from .kernel import Kernel
 from .ledger import Ledger, Place, Reservation
+from .notes import note
 from .poolgrowth import GrownPools
 from .process import HeldProcess
 from .reasons import Reason
@@ -91,7 +92,7 @@ class Preparation:
         finally:
             for given in pools.given_back:
                 if given.evidence:
-                    self.notes.append(note(Reason.HUGEPAGE_POOL, given.evidence, given.numa_node))
+                    self.notes.append(note(Reason.HUGEPAGE_POOL, given.evidence, numa_node=given.numa_node))
 
     def prepare(self) -> None:
         """Do all that is needed before a thread or a page is touched.
@@ -178,7 +179,7 @@ class Preparation:
             if growth.pages < plan.grow and weighty(plan, self.gathered.facts.total):
                 raise Refused(refusal(Reason.HUGEPAGE_POOL, growth.evidence or plan.evidence))
             if growth.evidence:
-                self.notes.append(note(Reason.HUGEPAGE_POOL, growth.evidence, plan.numa_node))
+                self.notes.append(note(Reason.HUGEPAGE_POOL, growth.evidence, numa_node=plan.numa_node))
 
     def _push_out(self) -> None:
         """Push page cache out of targets where that is allowed, needed, and done on request."""
@@ -205,7 +206,7 @@ class Preparation:
                 continue
             if not found.enough:
                 seen = f"{found.evidence}; the others may be split for the move"
-                self.notes.append(note(Reason.HUGE_PAGES_SPLIT, seen, target))
+                self.notes.append(note(Reason.HUGE_PAGES_SPLIT, seen, numa_node=target))
 
 
 def huge_bytes(survey: Survey, targets: Targets) -> Mapping[int, int]:

@@ -10,8 +10,9 @@ from .checks import Refused
 from .cpuset import CannotRead, Rebind, prepare_rebind
 from .facts import Gathered
 from .listformat import format_list
+from .notes import note
 from .process import HeldProcess
-from .reasons import ADVICE, Reason
+from .reasons import Reason
 from .verdict import Allow, Note, Refusal, Request
 
 
@@ -88,7 +89,7 @@ class Widening:
             return
         if landed:
             seen = f"cpuset.mems of {self.rebind.container.directory.name} stays widened: memory has moved already"
-            self.notes.append(Note(reason=Reason.VM_CPUSET, evidence=seen, remedy=ADVICE[Reason.VM_CPUSET].remedy))
+            self.notes.append(note(Reason.VM_CPUSET, seen))
             return
         outcome = self.rebind.put_back()
         self.rebind = None

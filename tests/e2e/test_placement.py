@@ -168,7 +168,7 @@ def test_killing_the_controller_in_the_middle_changes_nothing(installation, name
     installation.start_controller(**SETTINGS)
     placements.wait("db", status="True", reason="Placed")
     assert len(installation.orders(namespace)) == 1
-    assert pages_of(placements.order()["status"]["after"]) == installation.pages(vm)
+    assert_there(placements.order()["status"], installation.pages(vm))
 
 
 def test_killing_the_agent_in_the_middle_changes_nothing(installation, namespace, placements, vms):
@@ -180,7 +180,7 @@ def test_killing_the_agent_in_the_middle_changes_nothing(installation, namespace
     placements.wait("db", status="True", reason="Placed")
     assert len(installation.orders(namespace)) == 1
     status = placements.order()["status"]
-    assert pages_of(status["after"]) == installation.pages(vm)
+    assert_there(status, installation.pages(vm))
     assert_closed(status)
 
 

@@ -91,11 +91,14 @@ static void *memory(const char *kind, size_t size)
 	} else if (!strcmp(kind, "hugetlb")) {
 		flags |= MAP_HUGETLB;
 	}
-	char *area = mmap(NULL, size + (file < 0 && !(flags & MAP_HUGETLB) ? HUGE : 0), PROT_READ | PROT_WRITE, flags, file, 0);
-	if (area == MAP_FAILED)
+	/* Nothing may lie next to it: a thread's stack would become one mapping with it, from Linux 6.7 on. */
+	char *room = mmap(NULL, size + 3 * HUGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (room == MAP_FAILED)
+		fail("mmap");
+	char *area = room + HUGE + -(uintptr_t)room % HUGE;
+	if (mmap(area, size, PROT_READ | PROT_WRITE, flags | MAP_FIXED, file, 0) == MAP_FAILED)
 		fail("mmap");
 	if (!strcmp(kind, "base") || !strcmp(kind, "thp")) {
-		area += -(uintptr_t)area % HUGE;
 		if (madvise(area, size, kind[0] == 't' ? MADV_HUGEPAGE : MADV_NOHUGEPAGE))
 			fail("madvise");
 	}

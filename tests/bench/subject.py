@@ -58,9 +58,8 @@ class Subject:
         return Stalls(int(writes), *(value / 1e9 for value in nanoseconds))
 
     def off(self, numa_node: int) -> int:
-        """Bytes of its memory that are not on a NUMA node, from numa_maps."""
-        pages = numa_pages(self.pid, self.address)
-        return sum(count for where, count in pages.items() if where != numa_node) * 4096
+        """Bytes of its memory that numa_maps does not show on a NUMA node."""
+        return self.size - numa_pages(self.pid, self.address).get(numa_node, 0) * 4096
 
     def huge(self) -> int:
         """Bytes of its memory in transparent huge pages, from smaps."""

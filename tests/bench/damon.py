@@ -18,8 +18,8 @@ ADMIN = Path("/sys/kernel/mm/damon/admin/kdamonds")
 STATISTICS = Path("/sys/module/damon_stat/parameters/enabled")
 _AGGREGATION = 100_000
 """Microseconds between two applications of the scheme: the kernel's default."""
-_SETTLED = 3.0
-"""Seconds without a page moving after which it is taken to have done what it does."""
+_SETTLED = 10.0
+"""Seconds without a page moving after which it is taken to have done what it does. Beside a writer it begins late."""
 _LIMIT = 60.0
 
 
@@ -29,16 +29,20 @@ def available() -> bool:
 
 
 def move(subject: Subject, _source: int, target: int) -> float:
-    """Let DAMON move a process's memory to a NUMA node; return the seconds until the last page that moved."""
+    """Let DAMON move a process's memory to a NUMA node; return the seconds until the last page that moved.
+
+    Where none does, it is all the seconds that were waited for one.
+    """
     begin = time.monotonic()
     with _kdamond(subject.pid, target):
-        left, last = subject.off(target), begin
+        left = all_of_it = subject.off(target)
+        last = begin
         while left and time.monotonic() - last < _SETTLED and time.monotonic() - begin < _LIMIT:
             time.sleep(0.02)
             now = subject.off(target)
             if now != left:
                 left, last = now, time.monotonic()
-    return (last if left else time.monotonic()) - begin
+    return (last if 0 < left < all_of_it else time.monotonic()) - begin
 
 
 @contextlib.contextmanager

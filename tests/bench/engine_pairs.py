@@ -160,7 +160,10 @@ def _one(process: Subject, side: Side, source: int, target: int, *, writing: boo
 
 
 def compared(name: str, ours: list[Moved], theirs: list[Moved], size: int) -> dict[str, object]:
-    """Return medians and ratios of some pairs; a ratio is that of bytes moved a second, ours to theirs."""
+    """Return medians and ratios of some pairs; a ratio is that of bytes moved a second, ours to theirs.
+
+    There is none to a rival that moves nothing.
+    """
 
     def median(values: list[float]) -> float:
         return statistics.median(values)
@@ -171,11 +174,14 @@ def compared(name: str, ours: list[Moved], theirs: list[Moved], size: int) -> di
     def rate(moves: list[Moved], field: str = "seconds") -> float:
         return median([(size - each.left) / getattr(each, field) for each in moves])
 
+    def ratio(field: str) -> float | None:
+        return round(rate(ours, field) / rate(theirs), 2) if rate(theirs) else None
+
     return {
         "case": name,
         "pairs": len(ours),
-        "ratio": round(rate(ours) / rate(theirs), 2),
-        "ratio with survey and verdict": round(rate(ours, "whole") / rate(theirs), 2),
+        "ratio": ratio("seconds"),
+        "ratio with survey and verdict": ratio("whole"),
         "GiB/s ours": round(rate(ours) / (1 << 30), 3),
         "GiB/s theirs": round(rate(theirs) / (1 << 30), 3),
         "call p99 ms": round(1e3 * median([m.p99 for m in ours]), 1),

@@ -47,7 +47,7 @@ def section(result: dict[str, Any]) -> str:
     lines = [_row(head), _row(["---"] * len(head))]
     for what, by_rival in rows.items():
         first = by_rival.get("migratepages") or next(iter(by_rival.values()))
-        ratios = [str(by_rival[rival]["ratio"]) if rival in by_rival else "" for rival in rivals]
+        ratios = [_ratio(by_rival[rival]) if rival in by_rival else "" for rival in rivals]
         lines.append(_row([what, *ratios, f"{first['call p99 ms']} ms", _stall(first)]))
     facts = "".join(f"- {fact}: {value}\n" for fact, value in result["facts"].items())
     wanted = "".join(
@@ -69,6 +69,10 @@ def document(results: Iterable[dict[str, Any]]) -> str:
 def _parts(case: dict[str, Any]) -> tuple[str, str]:
     what, _, rival = case["case"].partition(", against ")
     return what, rival
+
+
+def _ratio(case: dict[str, Any]) -> str:
+    return "it moves nothing" if case["ratio"] is None else str(case["ratio"])
 
 
 def _stall(case: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from tests.bench.report import document
 
 
-def case(name: str, **figures: float) -> dict[str, Any]:
+def case(name: str, **figures: float | None) -> dict[str, Any]:
     usual = {
         "ratio": 1.25, "call p99 ms": 12.5, "stall p99 us ours": 0.0, "stall p99 us theirs": 0.0, "pairs": 5,
         "split unreported": 0, "verdict s": 0.5,
@@ -44,3 +44,8 @@ def test_what_was_wanted_and_missed_is_said() -> None:
     lines = document([RESULT]).splitlines()
     assert "| 4 KiB, idle, flat out: times as fast as migratepages | >= 2.0 | 1.25 | **no** |" in lines
     assert "| 4 KiB, written to, 20 ms: times as fast as migratepages | >= 1.0 | 1.5 | yes |" in lines
+
+
+def test_a_rival_that_moves_nothing_is_said_to() -> None:
+    still = RESULT | {"cases": [case("hugetlb, idle, flat out, against DAMON", ratio=None)]}
+    assert "| hugetlb, idle, flat out | it moves nothing | 12.5 ms |  |" in document([still]).splitlines()

@@ -49,3 +49,12 @@ def test_what_was_wanted_and_missed_is_said() -> None:
 def test_a_rival_that_moves_nothing_is_said_to() -> None:
     still = RESULT | {"cases": [case("hugetlb, idle, flat out, against DAMON", ratio=None)]}
     assert "| hugetlb, idle, flat out | it moves nothing | 12.5 ms |  |" in document([still]).splitlines()
+
+
+def test_what_guests_noticed_has_a_table_where_they_were_asked() -> None:
+    guest = {
+        "kernel": "6.1", "backing": "thp", "accel": "kvm", "moves": 40, "passes": 7, "errors": 0,
+        "longest_pause_moving_ms": 52.7, "longest_pause_at_rest_ms": 13.6, "call_p99_ms": 522.2,
+    }  # fmt: skip
+    assert "| 6.1 | thp | kvm | 40 | 7 | 0 | 52.7 | 13.6 | 522.2 |" in document([RESULT], [guest]).splitlines()
+    assert "write to all" not in document([RESULT])
